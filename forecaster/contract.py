@@ -1,0 +1,107 @@
+"""The contract between the worker and any served model: tensors, axis order, lengths, levels, and one hash over them.
+
+Axis order is (item, time, channel) in and (item, step, quantile) out. Time is oldest first. NaN means "not observed".
+`context` holds closed buckets only; the bucket that `cutoff` falls into (the *running* bucket) is the first step of the
+forecast, and what has been observed of it so far comes beside it in `running` and `elapsed_fraction`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import NamedTuple
+
+from feature_store.features import FEATURES
+from feature_store.known_future import KNOWN_CHANNELS
+
+QUANTILE_LEVELS: tuple[float, ...] = (
+    0.005, 0.025, 0.05, 0.1, 0.165, 0.2, 0.25, 0.3, 0.4, 0.5,
+    0.6, 0.7, 0.75, 0.8, 0.835, 0.9, 0.95, 0.975, 0.995,
+)  # fmt: skip
+
+FREQ_CODES: dict[str, int] = {"5m": 0, "1h": 1, "1d": 2, "1w": 3}
+
+MODEL_NAME = "demand_forecaster"
+
+
+class Window(NamedTuple):
+    """How much past a model of one frequency is given, and the most future it can be asked for, in buckets."""
+
+    context_length: int
+    max_prediction_length: int
+
+
+WINDOWS: dict[str, Window] = {
+    "1h": Window(336, 48),  # two weeks: the shortest past that shows a week twice
+    "1d": Window(182, 28),  # half a year
+    "1w": Window(104, 13),  # two years
+}
+
+PAST_CHANNELS: tuple[str, ...] = tuple(feature.name for feature in FEATURES)
+# days_since_launch: from launch_time, else from the item's first event, to cutoff. Codes: 1..1023 by hash, 0 unknown.
+STATIC_CHANNELS: tuple[str, ...] = ("days_since_launch", "category_code", "brand_code")
+
+ROWS_PER_PASS = 64  # every forward pass has this many rows, the last one padded: see render_config_pbtxt
+MAX_BATCH_SIZE = 512
+MAX_QUEUE_DELAY_US = 2_000
+
+
+class Tensor(NamedTuple):
+    """A tensor of a request or response, without its leading item axis. -1 is a length that varies by frequency."""
+
+    name: str
+    triton_type: str
+    dims: tuple[int, ...]
+    meaning: str
+
+
+INPUTS: tuple[Tensor, ...] = (
+    Tensor("context", "TYPE_FP32", (-1, len(PAST_CHANNELS)), "closed buckets, in units; NaN = not observed"),
+    Tensor("available_fraction", "TYPE_FP32", (-1,), "part of each context bucket in which the item could be bought"),
+    Tensor("known", "TYPE_FP32", (-1, len(KNOWN_CHANNELS)), "known ahead: context then prediction buckets"),
+    Tensor("running", "TYPE_FP32", (len(PAST_CHANNELS),), "sums observed so far in the running bucket"),
+    Tensor("elapsed_fraction", "TYPE_FP32", (1,), "part of the running bucket that is over at cutoff, 0 to 1"),
+    Tensor("static", "TYPE_FP32", (len(STATIC_CHANNELS),), "item attributes; NaN = unknown"),
+    Tensor("freq", "TYPE_INT32", (1,), "code of the frequency, FREQ_CODES"),
+)
+OUTPUTS: tuple[Tensor, ...] = (
+    Tensor("quantiles", "TYPE_FP32", (-1, len(QUANTILE_LEVELS)), "of each bucket's final total of units; ascending"),
+    Tensor("mean", "TYPE_FP32", (-1,), "of each bucket's final total of units"),
+    Tensor("cumulative_quantiles", "TYPE_FP32", (-1, len(QUANTILE_LEVELS)), "of units from cutoff to each step's end"),
+)
+
+
+def features_hash() -> str:
+    """Hash of everything a model's numbers depend on. A worker refuses a model that was trained on another."""
+    meaning = {
+        "features": [list(feature) for feature in FEATURES],
+        "known": KNOWN_CHANNELS,
+        "static": STATIC_CHANNELS,
+        "freq_codes": FREQ_CODES,
+        "context_lengths": {freq: window.context_length for freq, window in WINDOWS.items()},
+        "quantile_levels": QUANTILE_LEVELS,
+        "tensors": [[t.name, t.triton_type, t.dims] for t in INPUTS + OUTPUTS],
+    }
+    return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _render_tensors(field: str, tensors: tuple[Tensor, ...]) -> str:
+    entries = ",\n".join(
+        f'  {{ name: "{t.name}", data_type: {t.triton_type}, dims: [ {", ".join(map(str, t.dims))} ] }}' for t in tensors
+    )
+    return f"{field} [\n{entries}\n]\n"
+
+
+def render_config_pbtxt() -> str:
+    """Triton's config.pbtxt of the model. Queued requests of equal lengths become one batch of at most MAX_BATCH_SIZE."""
+    return (
+        f'name: "{MODEL_NAME}"\n'
+        'backend: "python"\n'
+        f"max_batch_size: {MAX_BATCH_SIZE}\n"
+        + _render_tensors("input", INPUTS)
+        + _render_tensors("output", OUTPUTS)
+        + f"dynamic_batching {{ max_queue_delay_microseconds: {MAX_QUEUE_DELAY_US} }}\n"
+        # All versions stay loaded, so that a new one can be checked and warmed before the worker is told to use it.
+        + "version_policy: { all { } }\n"
+        + f'parameters: {{ key: "features_hash", value: {{ string_value: "{features_hash()}" }} }}\n'
+    )
