@@ -1,8 +1,8 @@
 """Buckets of event time.
 
-`5m` and `1h` count from the epoch in UTC. `1d` and `1w` follow the local date in the location's IANA time zone, so a day
-lasts 23 to 25 hours; a `1d` bucket is the date as days since 1970-01-01, a `1w` bucket the number of its Monday-started
-week. Bucket numbers are int64; starts are inclusive, milliseconds UTC.
+`5m` and `1h` count from the epoch in UTC. `1d` and `1w` follow the local date in the location's IANA time zone, so a
+day lasts 23 to 25 hours; a `1d` bucket is the date as days since 1970-01-01, a `1w` bucket the number of its
+Monday-started week. Bucket numbers are int64; starts are inclusive, milliseconds UTC.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from numpy.typing import NDArray
 DAY_MS = 86_400_000
 _FIXED_MS = {"5m": 300_000, "1h": 3_600_000}
 FREQS: tuple[str, ...] = ("5m", "1h", "1d", "1w")
-_FIRST_DAY, _LAST_DAY = 0, 36_525  # 1970-01-01 to 2070-01-01: a table of a century of midnights is 300 kB a zone
+_FIRST_DAY, _LAST_DAY = (
+    0,
+    36_525,
+)  # 1970-01-01 to 2070-01-01: a table of a century of midnights is 300 kB a zone
 _WEEK_OFFSET = 3  # 1970-01-01 was a Thursday: day + 3 puts Monday first
 
 
@@ -32,7 +35,9 @@ def _midnights(time_zone: str) -> NDArray[np.int64]:
     try:
         zone = ZoneInfo(time_zone)
     except (ZoneInfoNotFoundError, ValueError) as error:
-        raise UnknownTimeZoneError(f"unknown time zone {time_zone!r}: use an IANA name such as Europe/London") from error
+        raise UnknownTimeZoneError(
+            f"unknown time zone {time_zone!r}: use an IANA name such as Europe/London"
+        ) from error
     epoch = dt.datetime(1970, 1, 1)
     # fold=0 in a gap gives the instant of the jump, which is where that date begins.
     days = (epoch + dt.timedelta(days=d) for d in range(_FIRST_DAY, _LAST_DAY + 1))
@@ -48,7 +53,12 @@ def bucket_of(freq: str, event_time_ms: NDArray[np.int64], time_zone: str) -> ND
     if freq in _FIXED_MS:
         return event_time_ms // _FIXED_MS[freq]
     day = _local_day(time_zone, event_time_ms)
-    return day if freq == "1d" else (day + _WEEK_OFFSET) // 7
+    return day if freq == "1d" else week_of_day(day)
+
+
+def week_of_day(day: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The `1w` bucket that holds each `1d` bucket."""
+    return (day + _WEEK_OFFSET) // 7
 
 
 def bucket_start_ms(freq: str, bucket: NDArray[np.int64], time_zone: str) -> NDArray[np.int64]:
@@ -94,9 +104,7 @@ class ShopCalendar:
         zones = np.array([self.zone(location) for location in location_ids], dtype=object)
         return [(zone, np.flatnonzero(zones == zone)) for zone in sorted(set(zones.tolist()))]
 
-    def buckets(
-        self, freq: str, event_time_ms: NDArray[np.int64], location_ids: Sequence[str]
-    ) -> NDArray[np.int64]:
+    def buckets(self, freq: str, event_time_ms: NDArray[np.int64], location_ids: Sequence[str]) -> NDArray[np.int64]:
         """Bucket number of each event, by the time zone of its own location. Both arguments have one entry an event."""
         if freq in _FIXED_MS or not self.by_location:
             return bucket_of(freq, event_time_ms, self.time_zone)

@@ -11,7 +11,7 @@ import enum
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, cast
 from urllib.parse import quote
 
 import msgspec
@@ -239,6 +239,7 @@ class DecodeLimits:
     partition_of: Callable[[str], int] | None = None
     max_quantity: float = 1e6
     max_unit_price: float = 1e6
+    max_line_value: float = 1e8  # times a million still leaves room to add up millions of lines exactly
 
 
 EVENT_CLASSES: dict[str, type[msgspec.Struct]] = {
@@ -250,6 +251,7 @@ EVENT_CLASSES: dict[str, type[msgspec.Struct]] = {
     "calendar_global": GlobalCalendarEvent,
     "stock": StockEvent,
 }
+_GLOBAL_CALENDAR_DECODER = msgspec.json.Decoder(GlobalCalendarEvent)
 COMPACTED: frozenset[str] = frozenset({"products", "calendar", "calendar_global"})
 _DECODERS = {source: msgspec.json.Decoder(cls) for source, cls in EVENT_CLASSES.items()}
 
@@ -299,8 +301,10 @@ def _check_order(event: OrderEvent, limits: DecodeLimits) -> None:
         raise _RejectError(Reason.OTHER_CURRENCY, detail)
     if not (math.isfinite(event.quantity) and math.isfinite(event.unit_price)):
         raise _RejectError(Reason.NOT_FINITE, "quantity or unit_price is not a finite number")
-    if abs(event.quantity) > limits.max_quantity or event.unit_price > limits.max_unit_price:
-        detail = f"quantity {event.quantity:g} or unit_price {event.unit_price:g} is beyond the limits of settings"
+    quantity = abs(event.quantity)
+    too_many, too_dear = quantity > limits.max_quantity, event.unit_price > limits.max_unit_price
+    if too_many or too_dear or quantity * event.unit_price > limits.max_line_value:
+        detail = f"quantity {event.quantity:g} at unit_price {event.unit_price:g} is beyond what can be counted exactly"
         raise _RejectError(Reason.OUT_OF_RANGE, detail)
     if event.quantity < 0 and event.kind != "sale":
         raise _RejectError(Reason.OUT_OF_RANGE, f"a {event.kind} has a negative quantity: {event.quantity:g}")
@@ -337,7 +341,7 @@ def _decode_one(
     if len(raw) > limits.max_message_bytes:
         raise _RejectError(Reason.TOO_LARGE, f"{len(raw)} bytes, the limit is {limits.max_message_bytes}")
     try:
-        event: CountedEvent | StateEvent = _DECODERS[source].decode(raw)
+        event = cast(CountedEvent | StateEvent, _DECODERS[source].decode(raw))
     except UnicodeDecodeError as error:
         raise _RejectError(Reason.NOT_JSON, str(error)) from error
     except msgspec.MsgspecError as error:
@@ -416,3 +420,13 @@ def decode(
         else:
             states.append(StateChange(row, event))
     return Decoded(columns.batch(), states, rejects)
+
+
+def decode_global_calendar(raw: bytes) -> GlobalCalendarEvent:
+    """One message of the whole shop's calendar. Raises ValueError, naming what is wrong with it."""
+    try:
+        return _GLOBAL_CALENDAR_DECODER.decode(raw)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{Reason.NOT_JSON}: {error}") from error
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"{_reason_of(error, raw)}: {error}") from error

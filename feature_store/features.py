@@ -42,7 +42,7 @@ UNITS_PER_ONE: NDArray[np.int64] = np.array([feature.units_per_one for feature i
 
 
 class Deltas(NamedTuple):
-    """Sums to add, one row per (series, bucket), sorted by series then bucket. A *series* is one (product, location)."""
+    """Sums to add, one row per (series, bucket), sorted by series then bucket. A *series* is a (product, location)."""
 
     series: NDArray[np.int64]  # (row,): index into the batch's series
     bucket: NDArray[np.int64]  # (row,)
@@ -69,7 +69,7 @@ def _revenue_micros(quantity: NDArray[np.int64], unit_price: NDArray[np.int64]) 
     whole, rest = np.divmod(unit_price, 1000)
     quotient, remainder = np.divmod(rest * quantity, 1000)
     up = (remainder > 500) | ((remainder == 500) & ((whole * quantity + quotient) % 2 == 1))
-    return whole * quantity + quotient + up
+    return np.asarray(whole * quantity + quotient + up, dtype=np.int64)
 
 
 def contributions(batch: EventBatch) -> NDArray[np.int64]:

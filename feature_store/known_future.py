@@ -1,4 +1,4 @@
-"""Channels that are known ahead of time: the clock, and what calendar messages say of prices, promotions and opening."""
+"""Channels known ahead of time: the clock, and what calendar messages say of prices, promotions and opening."""
 
 from __future__ import annotations
 

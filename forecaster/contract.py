@@ -57,7 +57,12 @@ class Tensor(NamedTuple):
 
 INPUTS: tuple[Tensor, ...] = (
     Tensor("context", "TYPE_FP32", (-1, len(PAST_CHANNELS)), "closed buckets, in units; NaN = not observed"),
-    Tensor("available_fraction", "TYPE_FP32", (-1,), "part of each context bucket in which the item could be bought"),
+    Tensor(
+        "available_fraction",
+        "TYPE_FP32",
+        (-1,),
+        "part of each context bucket in which the item could be bought",
+    ),
     Tensor("known", "TYPE_FP32", (-1, len(KNOWN_CHANNELS)), "known ahead: context then prediction buckets"),
     Tensor("running", "TYPE_FP32", (len(PAST_CHANNELS),), "sums observed so far in the running bucket"),
     Tensor("elapsed_fraction", "TYPE_FP32", (1,), "part of the running bucket that is over at cutoff, 0 to 1"),
@@ -65,9 +70,19 @@ INPUTS: tuple[Tensor, ...] = (
     Tensor("freq", "TYPE_INT32", (1,), "code of the frequency, FREQ_CODES"),
 )
 OUTPUTS: tuple[Tensor, ...] = (
-    Tensor("quantiles", "TYPE_FP32", (-1, len(QUANTILE_LEVELS)), "of each bucket's final total of units; ascending"),
+    Tensor(
+        "quantiles",
+        "TYPE_FP32",
+        (-1, len(QUANTILE_LEVELS)),
+        "of each bucket's final total of units; ascending",
+    ),
     Tensor("mean", "TYPE_FP32", (-1,), "of each bucket's final total of units"),
-    Tensor("cumulative_quantiles", "TYPE_FP32", (-1, len(QUANTILE_LEVELS)), "of units from cutoff to each step's end"),
+    Tensor(
+        "cumulative_quantiles",
+        "TYPE_FP32",
+        (-1, len(QUANTILE_LEVELS)),
+        "of units from cutoff to each step's end",
+    ),
 )
 
 
@@ -87,13 +102,14 @@ def features_hash() -> str:
 
 def _render_tensors(field: str, tensors: tuple[Tensor, ...]) -> str:
     entries = ",\n".join(
-        f'  {{ name: "{t.name}", data_type: {t.triton_type}, dims: [ {", ".join(map(str, t.dims))} ] }}' for t in tensors
+        f'  {{ name: "{t.name}", data_type: {t.triton_type}, dims: [ {", ".join(map(str, t.dims))} ] }}'
+        for t in tensors
     )
     return f"{field} [\n{entries}\n]\n"
 
 
 def render_config_pbtxt() -> str:
-    """Triton's config.pbtxt of the model. Queued requests of equal lengths become one batch of at most MAX_BATCH_SIZE."""
+    """Triton's config.pbtxt of the model. Queued requests of equal lengths become one batch, up to MAX_BATCH_SIZE."""
     return (
         f'name: "{MODEL_NAME}"\n'
         'backend: "python"\n'

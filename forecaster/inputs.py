@@ -34,6 +34,14 @@ class ModelInputs(NamedTuple):
     freq: NDArray[np.int32]
 
 
+class ModelOutputs(NamedTuple):
+    """The output tensors of `contract.OUTPUTS`, in their order, with the item axis first. In units, never NaN."""
+
+    quantiles: NDArray[np.float32]
+    mean: NDArray[np.float32]
+    cumulative_quantiles: NDArray[np.float32]
+
+
 class Subject(NamedTuple):
     """One item to forecast, with what was known of its product at the cutoff."""
 
@@ -112,9 +120,7 @@ def _entries_of(subject: Subject, global_entries: Sequence[CalendarEntry]) -> li
     return [e for e in (*global_entries, *subject.product.calendar) if e.location_id in ("", location)]
 
 
-def _elapsed(
-    freq: str, cutoff_ms: int, running_bucket: NDArray[np.int64], zones: Sequence[str]
-) -> NDArray[np.float32]:
+def _elapsed(freq: str, cutoff_ms: int, running_bucket: NDArray[np.int64], zones: Sequence[str]) -> NDArray[np.float32]:
     by_key: dict[tuple[int, str], float] = {}
     for key in set(zip(running_bucket.tolist(), zones, strict=True)):
         bucket, zone = key

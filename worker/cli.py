@@ -1,0 +1,58 @@
+"""The command `shelfcast`. Subcommands are imported when they are called, so that none pays for another's libraries."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+
+import click
+
+from worker.errors import ShelfcastError
+
+# name -> (module whose `command` it is, one line of help)
+_COMMANDS = {
+    "worker": ("worker.run", "Run a worker: events in, forecasts out."),
+    "up": ("worker.up", "Start Kafka, Redis and Triton on this machine."),
+    "demo": ("worker.demo", "Replay four weeks of real orders and watch forecasts change."),
+    "check": ("worker.check", "Inspect Kafka, Redis and Triton before the first start."),
+    "show": ("worker.show", "Print an item's features and last forecast."),
+    "train": ("forecaster.train", "Train the served model."),
+    "evaluate": ("forecaster.evaluate", "Score the model on days that it was not trained on."),
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _ = _COMMANDS[cmd_name]
+        command: click.Command = importlib.import_module(module).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="shelfcast")
+def shelfcast() -> None:
+    """Live sales forecasts from a shop's own event streams.
+
+    Settings are read from SHELFCAST_* environment variables; the README has the table.
+    """
+
+
+def main() -> None:
+    """Entry point: errors raised on purpose become one line on stderr and exit code 1."""
+    logging.basicConfig(level=os.environ.get("SHELFCAST_LOG_LEVEL", "WARNING"), format="%(levelname)s %(message)s")
+    try:
+        shelfcast()
+    except ShelfcastError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)

@@ -1,0 +1,273 @@
+"""The demand forecaster: a small transformer over patches of the past and of the future asked for.
+
+A patch is a week of days or a day of hours, counted back from the running bucket, so that the k-th bucket of every patch
+has the same weekday or hour as step k. Tokens are the past patches, the future patches (with what is known ahead of them)
+and one for the item and its running bucket; every token attends to every other; each future token then spreads over its
+steps, where the step's own calendar and seasonal past join in.
+
+What holds by construction, not by training:
+
+* quantiles do not cross: they are running sums of positive increments around the median, put through increasing functions;
+* the first step's quantiles are `running` units plus a remainder of at least 0, and the remainder vanishes as the bucket
+  ends; quantiles may be exactly 0;
+* cumulative quantiles never fall from step to step, and the first is the remainder of the running bucket.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - its name everywhere
+from transformers import PretrainedConfig, PreTrainedModel
+
+from feature_store.features import FEATURE_INDEX
+from forecaster import contract
+from forecaster.models import normalise as n
+
+_UNITS = FEATURE_INDEX["units"]
+_MEDIAN = contract.QUANTILE_LEVELS.index(0.5)
+_MAX_LOG = 7.0  # e^7 times an item's scale is beyond any demand, and far from overflow
+
+
+class Resolution(NamedTuple):
+    """How one frequency is cut: buckets a patch, the seasonal distance of patches, scale's half-life and prior."""
+
+    patch: int
+    week: int
+    half_life: float  # buckets
+    prior: float  # units per bucket
+
+
+RESOLUTIONS: dict[str, Resolution] = {
+    "1h": Resolution(patch=24, week=7, half_life=168.0, prior=1 / 24),
+    "1d": Resolution(patch=7, week=4, half_life=28.0, prior=1.0),
+}
+_FREQ_BY_CODE = {contract.FREQ_CODES[freq]: freq for freq in RESOLUTIONS}
+
+
+class FeaturesMismatchError(ValueError):
+    """The weights were trained on other features than this code computes."""
+
+
+class PatchTransformerConfig(PretrainedConfig):  # type: ignore[misc]
+    """Sizes of the network, and the features it was trained on."""
+
+    model_type = "shelfcast_patch_transformer"
+
+    def __init__(
+        self,
+        width: int = 96,
+        layers: int = 3,
+        heads: int = 4,
+        step_width: int = 48,
+        features_hash: str = "",
+        **kwargs: Any,
+    ) -> None:
+        self.width = width
+        self.layers = layers
+        self.heads = heads
+        self.step_width = step_width
+        self.features_hash = features_hash or contract.features_hash()
+        super().__init__(**kwargs)
+
+
+class Forecast(NamedTuple):
+    """Outputs of the contract: (B, S, quantile), (B, S), (B, S, quantile), in units."""
+
+    quantiles: Tensor
+    mean: Tensor
+    cumulative_quantiles: Tensor
+
+
+class Scaled(NamedTuple):
+    """What the losses are of: the same before clamping at 0, in scales of the item, without what is already observed."""
+
+    quantiles: Tensor  # (B, S, quantile): of the bucket's units after the cutoff; below 0 means 0
+    log_mean: Tensor  # (B, S): log of their mean
+    cumulative_quantiles: Tensor  # (B, S, quantile): per step passed; the first is quantiles' first
+    scale: Tensor  # (B, 1): units per bucket
+    remainder: Tensor  # (B, 1): what the first step's values are multiplied by, 0 to 1
+    burst: Tensor  # (B, 1): a typical bucket with sales, in scales: about 1 for busy items, large for intermittent ones
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm = nn.LayerNorm(width)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp_in = nn.Linear(width, 2 * width)
+        self.mlp_out = nn.Linear(2 * width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        batch, length, width = tokens.shape
+        heads = self.query_key_value(self.attention_norm(tokens)).view(batch, length, 3, self.heads, -1)
+        query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)
+        attended = F.scaled_dot_product_attention(query, key, value)
+        tokens = tokens + self.attention_out(attended.transpose(1, 2).reshape(batch, length, width))
+        hidden = F.gelu(self.mlp_in(self.mlp_norm(tokens)))
+        return tokens + self.mlp_out(hidden)
+
+
+class _Tokens(nn.Module):
+    """Embeds patches of one frequency, and spreads future tokens over their steps."""
+
+    def __init__(self, resolution: Resolution, context_length: int, config: PatchTransformerConfig) -> None:
+        super().__init__()
+        patch, width = resolution.patch, config.width
+        patches = context_length // patch
+        self.past = nn.Linear(patch * n.PAST_WIDTH, width)
+        self.future = nn.Linear(patch * n.KNOWN_WIDTH, width)
+        self.past_place = nn.Parameter(torch.randn(patches, width) * 0.02)
+        self.future_place = nn.Parameter(torch.randn(4, width) * 0.02)
+        self.item_place = nn.Parameter(torch.randn(1, width) * 0.02)
+        self.spread = nn.Linear(width, patch * config.step_width)
+
+
+class PatchTransformer(PreTrainedModel):  # type: ignore[misc]
+    """See the module. `forward` returns the contract's outputs, `scaled` what training needs."""
+
+    config_class = PatchTransformerConfig
+    base_model_prefix = "patch_transformer"
+    main_input_name = "context"
+
+    def __init__(self, config: PatchTransformerConfig) -> None:
+        """Raises FeaturesMismatchError where config.features_hash is not this code's."""
+        if config.features_hash != contract.features_hash():
+            raise FeaturesMismatchError(
+                f"these weights were trained on features {config.features_hash}, this code computes "
+                f"{contract.features_hash()}: train them anew, or serve them with the release that made them"
+            )
+        super().__init__(config)
+        width, step_width, levels = config.width, config.step_width, len(contract.QUANTILE_LEVELS)
+        windows = contract.WINDOWS
+        self.tokens = nn.ModuleDict(
+            {freq: _Tokens(cut, windows[freq].context_length, config) for freq, cut in RESOLUTIONS.items()}
+        )
+        self.clock = nn.Linear(n.CLOCK_WIDTH, width)
+        # One embedding a code. They begin at zero, and stay there for weights whose training data names no categories, so
+        # that a code that was never learnt says nothing.
+        self.category = nn.Embedding(1024, width)
+        self.brand = nn.Embedding(1024, width)
+        self.item = nn.Linear(n.ITEM_WIDTH + n.RUNNING_WIDTH, width)
+        self.blocks = nn.ModuleList([_Block(width, config.heads) for _ in range(config.layers)])
+        self.norm = nn.LayerNorm(width)
+        self.step_inputs = nn.Linear(n.KNOWN_WIDTH + n.CLOCK_WIDTH + 6 + n.ITEM_WIDTH, step_width)
+        self.first_step = nn.Linear(n.RUNNING_WIDTH + n.ITEM_WIDTH, step_width)
+        self.step_hidden = nn.Linear(step_width, 2 * step_width)
+        self.outputs = nn.Linear(2 * step_width, 2 * levels + 1)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Embedding):
+            nn.init.zeros_(module.weight)
+        elif isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+
+    def forward(
+        self,
+        context: Tensor,
+        available_fraction: Tensor,
+        known: Tensor,
+        running: Tensor,
+        elapsed_fraction: Tensor,
+        static: Tensor,
+        freq: Tensor,
+    ) -> Forecast:
+        """Forecast of the items of one frequency; inputs as in contract.INPUTS with the item axis first."""
+        scaled = self.scaled(context, available_fraction, known, running, elapsed_fraction, static, freq)
+        steps = known.shape[1] - context.shape[1]
+        first = torch.ones(steps, device=known.device)
+        first[1:] = 0
+        share = 1 + first * (scaled.remainder - 1)
+        observed = first * torch.nan_to_num(running[:, _UNITS, None])
+        scale = scaled.scale
+        passed = torch.arange(1, steps + 1, device=known.device)
+        quantiles = (scaled.quantiles.clamp_min(0) * scale[:, :, None]) * share[:, :, None]
+        cumulative = scaled.cumulative_quantiles.clamp_min(0) * scale[:, :, None] * passed[:, None]
+        cumulative = torch.cat([quantiles[:, :1], cumulative[:, 1:]], dim=1).cummax(dim=1).values
+        mean = torch.exp(scaled.log_mean) * scale * share
+        return Forecast(quantiles + observed[:, :, None], mean + observed, cumulative)
+
+    def scaled(
+        self,
+        context: Tensor,
+        available_fraction: Tensor,
+        known: Tensor,
+        running: Tensor,
+        elapsed_fraction: Tensor,
+        static: Tensor,
+        freq: Tensor,
+    ) -> Scaled:
+        """Forecast in scales of the items, as `forward`."""
+        name = self._one_freq(freq, context)
+        cut, embed = RESOLUTIONS[name], self.tokens[name]
+        length, steps = context.shape[1], known.shape[1] - context.shape[1]
+        running, elapsed = torch.nan_to_num(running), torch.nan_to_num(elapsed_fraction).clamp(0, 1)
+        scale = n.scales(context, running, elapsed, cut.half_life, cut.prior)
+        announced, clock = n.known_features(known, scale), n.clock_features(known)
+        item = n.item_features(context, static[:, :1], scale)
+        now = n.running_features(running, elapsed, scale)
+        futures = -(-steps // cut.patch)
+        padding = futures * cut.patch - steps
+
+        past = n.past_features(context, available_fraction, announced[:, :length], scale)
+        past_tokens = embed.past(past.reshape(len(past), -1, cut.patch * n.PAST_WIDTH)) + embed.past_place
+        ahead = F.pad(announced[:, length:], (0, 0, 0, padding))
+        future_tokens = embed.future(ahead.reshape(len(ahead), futures, -1)) + embed.future_place[:futures]
+        by_patch = torch.cat([past_tokens, future_tokens], dim=1) + self.clock(clock[:, :: cut.patch])
+        codes = torch.nan_to_num(static[:, 1:]).long().clamp(0, 1023)
+        item_token = self.item(torch.cat([item, now], dim=-1)) + embed.item_place
+        item_token = item_token + self.category(codes[:, 0]) + self.brand(codes[:, 1])
+        tokens = torch.cat([by_patch, item_token[:, None]], dim=1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        spread = embed.spread(self.norm(tokens[:, -futures - 1 : -1])).reshape(len(past), futures * cut.patch, -1)
+
+        season = n.seasonal_features(context, cut.patch, cut.week, futures, scale)[:, :steps]
+        each = torch.cat(
+            [announced[:, length:], clock[:, length:], season, item[:, None].expand(-1, steps, -1)], dim=-1
+        )
+        hidden = spread[:, :steps] + self.step_inputs(each)
+        first = self.first_step(torch.cat([now, item], dim=-1))
+        hidden = torch.cat([hidden[:, :1] + first[:, None], hidden[:, 1:]], dim=1)
+        out = self.outputs(F.gelu(self.step_hidden(F.gelu(hidden))))
+        levels = len(contract.QUANTILE_LEVELS)
+        quantiles = _quantiles(out[..., :levels])
+        cumulative = torch.cat([quantiles[:, :1], _quantiles(out[:, 1:, levels : 2 * levels])], dim=1)
+        # Ends at 0 with the bucket; before its last quarter it leaves the network alone.
+        remainder = (4 * (1 - elapsed)).clamp(0, 1)
+        return Scaled(quantiles, out[..., -1].clamp(-_MAX_LOG, _MAX_LOG), cumulative, scale.units, remainder, scale.typical / scale.units)
+
+    def _one_freq(self, freq: Tensor, context: Tensor) -> str:
+        codes = set(freq.flatten().tolist())
+        if len(codes) != 1:
+            raise ValueError(f"one pass is of one freq, these rows have codes {sorted(codes)}")
+        name = _FREQ_BY_CODE.get(int(codes.pop()))
+        if name is None:
+            raise ValueError(f"this model forecasts {sorted(RESOLUTIONS)}, not the freq with code {freq.flatten()[0]}")
+        length = contract.WINDOWS[name].context_length
+        if context.shape[1] != length:
+            raise ValueError(f"context of {name} has {length} buckets, not {context.shape[1]}")
+        return name
+
+
+def _quantiles(raw: Tensor) -> Tensor:
+    """Ascending values of any sign from raw outputs (…, quantile): the median, and positive steps away from it."""
+    middle = raw[..., _MEDIAN : _MEDIAN + 1]
+    steps = F.softplus(raw - 2.0)
+    above = middle + steps[..., _MEDIAN + 1 :].cumsum(-1)
+    below = middle - steps[..., :_MEDIAN].flip(-1).cumsum(-1).flip(-1)
+    log = torch.cat([below, middle, above], dim=-1).clamp_max(_MAX_LOG)
+    # e^x - 1 above 0, where demand is skewed; straight below, where all that counts is being below.
+    return torch.where(log > 0, torch.expm1(log.clamp_min(0)), log)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of trained values."""
+    return sum(parameter.numel() for parameter in model.parameters())

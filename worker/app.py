@@ -1,0 +1,395 @@
+"""The composition root: wires Faust, lanes, feature store, scheduler and forecast client into a worker.
+
+Agents are thin: each hands the batches of one topic to the lane of their partition. `Worker` owns the lanes and everything
+that lives as long as the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+import tempfile
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import faust
+import prometheus_client
+from faust.app.base import BootStrategy
+from faust.types.tuples import TP
+from mode import Service
+
+from feature_store.events import COMPACTED, DecodeLimits
+from feature_store.plan import Retention
+from feature_store.store import BehindError, FeatureStore, FencedError, StoreClosedError
+from forecaster.inputs import ModelInputs
+from worker import metrics
+from worker.errors import ForecastUnavailableError, ShelfcastError, TopicError
+from worker.forecast_client import ForecastClient, ForecastReply
+from worker.global_calendar import GlobalCalendar
+from worker.lane import Lane, LaneClosedError, LaneRules, Record
+from worker.scheduler import ForecastRules, Scheduler
+from worker.settings import Settings, stored_freq
+from worker.topics import ensure_topics, kafka_client_config
+from worker.transport import BatchConsumer, BatchSchema, BatchTransport, RecordBatch, murmur2_partition
+
+logger = logging.getLogger(__name__)
+
+_QUEUED_BATCHES = 4  # fetched batches of one topic waiting in a lane; more only cost memory
+_RECLAIM_PAUSE_S = 1.0
+_DRAIN_S = 20.0
+
+
+class Worker(Service):  # type: ignore[misc]
+    """Everything between Faust's agents and the outside: lanes, store, scheduler, model. Started before the consumer."""
+
+    logger = logger
+
+    def __init__(self, app: faust.App, settings: Settings) -> None:
+        super().__init__()
+        self._app = app
+        self._settings = settings
+        self.lanes: dict[int, Lane] = {}
+        self._queues: dict[TP, asyncio.Queue[RecordBatch]] = {}
+        self._lane_tasks: dict[int, list[asyncio.Task[None]]] = {}
+        self._reclaims: dict[int, asyncio.Task[None]] = {}
+        self._assigned: set[int] = set()
+        self._replaying = settings.clock == "event"
+        self.topics = list(settings.input_topics) + ([settings.topic_clock] if self._replaying else [])
+        self._rules = self._lane_rules()
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    async def on_start(self) -> None:
+        """Refuse to start on anything that `shelfcast check` would refuse; connect."""
+        settings = self._settings
+        findings = await asyncio.to_thread(ensure_topics, settings)
+        if findings:
+            raise TopicError(" ".join(findings))
+        self._store = FeatureStore(
+            settings.redis_url,
+            namespace=settings.namespace,
+            partition_count=settings.partition_count,
+            forecast_freqs=settings.forecast_freqs,
+            cluster=settings.redis_cluster,
+        )
+        await self._store.refuse_unfit_server()
+        self._calendar = GlobalCalendar(kafka_client_config(settings), settings.topic_calendar_global)
+        self._calendar.start()
+        self._client = ForecastClient(
+            settings.triton_url,
+            model_name=settings.model_name,
+            model_version=settings.model_version,
+            timeout_s=settings.triton_timeout_s,
+            tls=settings.triton_tls,
+        )
+        self._scheduler = Scheduler(self._forecast_rules())
+        await self._check_model()
+        self._consumer: BatchConsumer = self._app.consumer
+        self._consumer.batch_topics = frozenset(self.topics)
+        self._consumer.on_seek = self._on_seek
+        if not self._replaying:
+            self.add_future(self._forecast_forever())
+
+    async def _check_model(self) -> None:
+        """A wrong model stops the worker; one that is away does not: a baseline stands in, and a replay waits."""
+        try:
+            await self._client.check_model()
+        except ForecastUnavailableError as error:
+            logger.warning("%s; starting all the same", error)
+
+    async def on_stop(self) -> None:
+        """Drain: the consumer has stopped, so make the forecasts still owed, then close."""
+        for lane in list(self.lanes.values()):
+            if not self._replaying:
+                try:
+                    await asyncio.wait_for(asyncio.shield(self._scheduler.drain(lane)), _DRAIN_S)
+                except TimeoutError:
+                    logger.warning("partition %d: forecasts are still owed; the next owner makes them", lane.partition)
+        await self._drop_lanes()
+        self._calendar.stop()
+        await self._store.close()
+        await self._client.close()
+
+    def is_ready(self) -> bool:
+        """All lanes assigned are running and the shop's calendar has been read."""
+        return self.started and self._calendar.ready.is_set() and self._assigned == set(self.lanes)
+
+    # -- lanes ----------------------------------------------------------------------------------------------------
+
+    async def on_batch(self, batch: RecordBatch) -> None:
+        """Called by the agents: wait for room in the lane's queue, then leave the batch there."""
+        queue = self._queues.get(TP(batch.topic, batch.partition))
+        if queue is not None:  # no lane: its partition is being claimed, and will be read from its stored position
+            await queue.put(batch)
+
+    async def _on_seek(self, assigned: set[TP]) -> None:
+        """After a rebalance: all lanes end, those of the partitions assigned now begin from what stands in Redis."""
+        await self._drop_lanes()
+        complete = []
+        for partition in sorted({tp.partition for tp in assigned}):
+            absent = [topic for topic in self.topics if TP(topic, partition) not in assigned]
+            if absent:
+                logger.error("partition %d of %s is assigned elsewhere: its lane can't run", partition, absent)
+            else:
+                complete.append(partition)
+        self._assigned = set(complete)
+        await asyncio.gather(*(self._take(partition, "assigned") for partition in complete))
+
+    async def _take(self, partition: int, reason: str) -> None:
+        """Begin a lane.
+
+        1. Commit to the consumer group what stands in Redis: the broker refuses it from a worker that lost the
+           partition, who must not fence the new owner.
+        2. Claim the partition: whoever held it is fenced.
+        3. Seek every topic to its stored position, and let batches in.
+        """
+        stored = await self._store.peek_positions(partition)
+        offsets = {TP(topic, partition): stored.get(topic, 0) for topic in self.topics}
+        if not await self._consumer.commit_now(offsets):  # 1
+            logger.warning("partition %d: the broker refused a commit; claiming it is put off", partition)
+            self._take_later(partition, reason)
+            return
+        claim = await self._store.claim(partition)  # 2
+        metrics.CLAIMS.labels(reason).inc()
+        lane = Lane(self._store, claim, self._rules, on_tick=self._scheduler.drain if self._replaying else None)
+        self.lanes[partition] = lane
+        metrics.LANES.set(len(self.lanes))
+        for topic in self.topics:  # 3
+            tp = TP(topic, partition)
+            self._queues[tp] = asyncio.Queue(_QUEUED_BATCHES)
+            await self._consumer.seek_to(tp, claim.positions.get(topic))
+        self._lane_tasks[partition] = [
+            asyncio.create_task(self._run_lane(lane, TP(topic, partition))) for topic in self.topics
+        ]
+
+    def _take_later(self, partition: int, reason: str) -> None:
+        async def retry() -> None:
+            await asyncio.sleep(_RECLAIM_PAUSE_S)
+            self._reclaims.pop(partition, None)
+            if partition in self._assigned and not self.should_stop:
+                await self._take(partition, reason)
+
+        if partition not in self._reclaims:
+            self._reclaims[partition] = asyncio.create_task(retry())
+
+    async def _run_lane(self, lane: Lane, tp: TP) -> None:
+        """Hand one topic's batches to the lane until it ends. Nothing leaves with a batch in hand: a batch is either
+        applied, or read again from the stored position by the lane's next owner."""
+        queue = self._queues[tp]
+        try:
+            while not lane.closed:
+                batch = await queue.get()
+                if batch.epoch != self._consumer.epochs.get(tp, 0):
+                    continue
+                await lane.handle([Record(tp.topic, *record) for record in batch.records])
+                self._consumer.applied(tp, lane.claim.positions.get(tp.topic, 0))
+        except (FencedError, BehindError) as error:
+            logger.warning("%s: the lane ends and is claimed anew", error)
+            lane.close()
+            self._lose(lane, "fenced" if isinstance(error, FencedError) else "behind")
+        except (LaneClosedError, StoreClosedError):
+            return
+        except Exception as error:
+            # Anything else is a bug or a refusal: the process ends loudly, with the batch unapplied.
+            logger.error("%s partition %d: %s", tp.topic, tp.partition, error)
+            await self._app.crash(error)
+
+    def _lose(self, lane: Lane, reason: str) -> None:
+        if self.lanes.get(lane.partition) is lane:
+            del self.lanes[lane.partition]
+            for topic in self.topics:
+                self._queues.pop(TP(topic, lane.partition), None)
+            self._cancel_waiting(lane.partition)
+            self._take_later(lane.partition, reason)
+
+    async def _drop_lanes(self) -> None:
+        for task in self._reclaims.values():
+            task.cancel()
+        self._reclaims.clear()
+        for lane in self.lanes.values():
+            lane.close()
+        for partition in list(self._lane_tasks):
+            self._cancel_waiting(partition)
+        self._queues.clear()
+        self.lanes.clear()
+        metrics.LANES.set(0)
+
+    def _cancel_waiting(self, partition: int) -> None:
+        """End the tasks of a closed lane that wait for a batch. One inside the lane ends when its step has ended: a
+        Redis call is never cancelled."""
+        for topic, task in zip(self.topics, self._lane_tasks.pop(partition, []), strict=False):
+            queue = self._queues.get(TP(topic, partition))
+            if queue is not None and queue.empty():
+                queue.put_nowait(RecordBatch(topic, partition, -1, []))
+            task.add_done_callback(lambda _: None)
+
+    # -- forecasts ------------------------------------------------------------------------------------------------
+
+    async def _forecast_forever(self) -> None:
+        """Live: each interval the touched items, and as many stale ones as the pace allows."""
+        interval_s = self._settings.forecast_interval_ms / 1000
+        loop = asyncio.get_running_loop()
+        try:
+            await asyncio.to_thread(self._calendar.ready.wait)
+            while not self.should_stop:
+                started = loop.time()
+                lanes = [lane for lane in self.lanes.values() if not lane.closed]
+                sent = await self._scheduler.run_due(lanes)
+                for lane in lanes:
+                    if lane.closed:
+                        self._lose(lane, "fenced")
+                if not sent:
+                    await asyncio.sleep(max(interval_s - (loop.time() - started), 0.001))
+        except StoreClosedError:
+            return
+        except Exception as error:
+            logger.error("forecasting: %s", error)
+            await self._app.crash(error)
+
+    async def _infer(self, inputs: ModelInputs) -> ForecastReply:
+        return await self._client.forecast(inputs, wait=self._replaying)
+
+    # -- rules ----------------------------------------------------------------------------------------------------
+
+    def _lane_rules(self) -> LaneRules:
+        settings = self._settings
+        count = settings.partition_count
+        return LaneRules(
+            sources=settings.input_topics,
+            compacted=frozenset(topic for topic, source in settings.input_topics.items() if source in COMPACTED),
+            clock_topic=settings.topic_clock if self._replaying else "",
+            retention=Retention(settings.shop_calendar(), settings.retention),
+            forecast_freqs=settings.forecast_freqs,
+            limits=DecodeLimits(
+                currency=settings.currency,
+                max_message_bytes=settings.max_message_bytes,
+                partition_of=lambda product_id: murmur2_partition(product_id, count),
+            ),
+            out_of_orderness_ms=settings.out_of_orderness_ms,
+            max_future_ms=settings.max_future_ms,
+            live_days=settings.live_days,
+            max_reject_share=settings.max_reject_share,
+            reject_window=settings.reject_window,
+            send=self._send,
+        )
+
+    def _forecast_rules(self) -> ForecastRules:
+        settings = self._settings
+        wall = self._rules.now_ms
+        return ForecastRules(
+            topic=settings.topic_forecasts,
+            freqs=settings.forecast_freqs,
+            stored_freq={freq: stored_freq(freq) for freq in settings.forecast_freqs},
+            prediction_length={freq: settings.prediction_length(freq) for freq in settings.forecast_freqs},
+            calendar=settings.shop_calendar(),
+            global_entries=self._calendar.entries,
+            config_hash=settings.config_hash(),
+            model_name=settings.model_name,
+            batch_size=settings.forecast_batch_size,
+            refresh_per_s=settings.refresh_per_s,
+            infer=self._infer,
+            issued_at_ms=(lambda cutoff_ms: cutoff_ms) if self._replaying else (lambda _: wall()),
+        )
+
+    async def _send(
+        self,
+        topic: str,
+        partition: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes]],
+    ) -> None:
+        """Send one record; returns when Kafka has acknowledged it."""
+        await self._app.producer.send_and_wait(topic, key, value, partition, None, list(headers))
+
+
+def create_app(settings: Settings) -> faust.App:
+    """The Faust app of a worker: topics, thin agents, pages; `app.worker_service` is its Worker."""
+    data = Path(tempfile.gettempdir()) / f"shelfcast-{settings.namespace}-{settings.web_port}"
+    app = faust.App(
+        settings.namespace,
+        broker="aiokafka://" + settings.kafka_bootstrap_servers,
+        broker_credentials=_credentials(settings),
+        broker_session_timeout=settings.kafka_session_timeout_s,
+        broker_heartbeat_interval=settings.kafka_session_timeout_s / 3,
+        broker_max_poll_records=5000,
+        broker_commit_interval=1.0,
+        stream_buffer_maxsize=8,  # counts batches
+        stream_wait_empty=False,  # lanes do their own draining
+        producer_acks=-1,
+        producer_linger=0.002,  # seconds: forecasts of one batch leave together
+        topic_disable_leader=True,
+        topic_allow_declare=False,
+        autodiscover=False,
+        datadir=str(data),
+        web_host=settings.web_host,
+        web_bind=settings.web_host,
+        web_port=settings.web_port,
+        web_enabled=True,
+    )
+    app.transport = BatchTransport(app.conf.broker_consumer, app)
+    worker = Worker(app, settings)
+    app.worker_service = worker
+
+    class Boot(BootStrategy):  # type: ignore[misc]
+        def kafka_producer(self) -> list[Any]:
+            """After the producer and before the consumer, so that it stops between them."""
+            return [*super().kafka_producer(), worker]
+
+    app.boot_strategy = Boot(app)
+    for topic in worker.topics:
+        _add_agent(app, topic, worker.on_batch)
+    _add_pages(app, worker)
+    return app
+
+
+def _add_agent(app: faust.App, topic: str, on_batch: Callable[[RecordBatch], Awaitable[None]]) -> None:
+    async def agent(stream: Any) -> None:
+        async for batch in stream.noack():
+            await on_batch(batch)
+
+    channel = app.topic(topic, schema=BatchSchema(), acks=True)
+    app.agent(channel, name=f"worker.agent.{topic}", concurrency=1)(agent)
+
+
+def _add_pages(app: faust.App, worker: Worker) -> None:
+    @app.page("/live")  # type: ignore[untyped-decorator]
+    async def live(web: Any, request: Any) -> Any:
+        return web.text("live\n")
+
+    @app.page("/ready")  # type: ignore[untyped-decorator]
+    async def ready(web: Any, request: Any) -> Any:
+        return web.text("ready\n") if worker.is_ready() else web.text("not ready\n", status=503)
+
+    @app.page("/metrics")  # type: ignore[untyped-decorator]
+    async def metrics_page(web: Any, request: Any) -> Any:
+        return web.text(prometheus_client.generate_latest(metrics.REGISTRY).decode())
+
+
+def _credentials(settings: Settings) -> Any:
+    protocol = settings.kafka_security_protocol
+    context = None
+    if protocol.endswith("SSL"):
+        context = ssl.create_default_context(cafile=settings.kafka_ssl_ca_file or None)
+    if protocol.startswith("SASL"):
+        return faust.SASLCredentials(
+            username=settings.kafka_sasl_username,
+            password=settings.kafka_sasl_password,
+            mechanism=settings.kafka_sasl_mechanism,
+            ssl_context=context,
+        )
+    return faust.SSLCredentials(context) if context else None
+
+
+def run_worker(settings: Settings) -> int:
+    """Run until SIGTERM or a crash. Returns the exit code."""
+    app = create_app(settings)
+    worker = faust.Worker(app, loglevel="INFO", quiet=False)
+    try:
+        worker.execute_from_commandline()
+    except ShelfcastError as error:
+        logger.error("%s", error)
+        return 1
+    return 0

@@ -1,0 +1,427 @@
+"""Lane: the one serial owner of a partition. All writes to its features and all forecasts of its items go through it.
+
+Live, a lane applies each topic's batches as they come. In replay (`clock = event`) it holds records back until a tick
+of the clock topic names them, applies exactly those in (timestamp, topic, offset) order, lets the forecasts that are
+due be made, and only then goes on to the next tick.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from feature_store.calendar_time import bucket_of
+from feature_store.events import Decoded, DecodeLimits, Reject, decode, item_id_of
+from feature_store.features import BucketRows, pool_product_rows
+from feature_store.items import NO_PRODUCT_STATE, Item, ProductState
+from feature_store.layout import MAX_KEYS, ForecastSummary
+from feature_store.plan import LaneView, Plan, Retention, plan_batch, split_late
+from feature_store.store import Batch, Claim, Done, FeatureStore, Heads
+from worker import metrics
+from worker.errors import TooManyRejectsError
+from worker.schemas import ClockTick
+
+logger = logging.getLogger(__name__)
+
+_DAY_MS = 86_400_000
+_IDLE_AFTER_MS = 2_000  # a live lane without records for this long is caught up, and follows the clock again
+_MOST_HELD = 20_000  # records of a topic that a replaying lane keeps for ticks to come
+_MAX_READ_SERIES = MAX_KEYS - 2
+
+
+class LaneClosedError(Exception):
+    """The lane was closed while something waited inside it."""
+
+
+class Record(NamedTuple):
+    """One Kafka record."""
+
+    topic: str
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]]
+
+
+# topic, partition, key, value, headers -> returns when Kafka has acknowledged the record
+Send = Callable[[str, int, bytes | None, bytes | None, Sequence[tuple[str, bytes]]], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class LaneRules:
+    """What all lanes of a worker have in common."""
+
+    sources: Mapping[str, str]  # source by input topic
+    compacted: frozenset[str]  # topics in which offsets may be missing
+    clock_topic: str  # empty = live
+    retention: Retention
+    forecast_freqs: tuple[str, ...]
+    limits: DecodeLimits  # partition and max_event_time_ms are filled in batch by batch
+    out_of_orderness_ms: int
+    max_future_ms: int
+    live_days: int
+    max_reject_share: float
+    reject_window: int
+    send: Send
+    now_ms: Callable[[], int] = field(default=lambda: time.time_ns() // 1_000_000)
+
+
+class LaneRead(NamedTuple):
+    """What forecasts of some items start from."""
+
+    cutoff_ms: int
+    positions: dict[str, int]
+    feature_age_ms: dict[str, int]
+    subjects: list[tuple[Item, ProductState]]
+    revisions: list[int]
+    marks: list[int | None]
+    rows: BucketRows
+
+
+class Lane:
+    """See the module. Raises FencedError and BehindError of the store to its caller, who claims anew."""
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        claim: Claim,
+        rules: LaneRules,
+        *,
+        on_tick: Callable[[Lane], Awaitable[None]] | None = None,
+    ) -> None:
+        self.partition = claim.partition
+        self.claim = claim
+        self._store = store
+        self._rules = rules
+        self._on_tick = on_tick
+        self._lock = asyncio.Lock()
+        self._items_of_product: dict[str, list[str]] = {}
+        for item in claim.items.values():
+            self._items_of_product.setdefault(item.product_id, []).append(item.item_id)
+        self._held: dict[str, deque[Record]] = {topic: deque() for topic in rules.sources}
+        self._arrived, self._taken = asyncio.Event(), asyncio.Event()
+        self._waiting_for = ""
+        self._outcomes: deque[tuple[int, int, str]] = deque()  # records, rejects and the reason seen most, by batch
+        newest = claim.newest
+        self._clock_ms = newest.get("clock", 0) if rules.clock_topic else max(newest.values(), default=0)
+        self._last_record_ms = rules.now_ms()
+        self.closed = False
+
+    # -- records in -----------------------------------------------------------------------------------------------
+
+    async def handle(self, records: Sequence[Record]) -> None:
+        """Take one topic's batch in. Live: returns when it is in the features. Replay: it waits for its tick."""
+        topic = records[0].topic
+        started = time.perf_counter()
+        if self._rules.clock_topic:
+            if topic == self._rules.clock_topic:
+                async with self._lock:
+                    for record in records:
+                        self._raise_if_closed()
+                        await self._tick(record)
+            else:
+                await self._hold(topic, records)
+            return
+        async with self._lock:
+            self._raise_if_closed()
+            await self._apply(self._not_yet_applied(records))
+        metrics.BATCH_SECONDS.observe(time.perf_counter() - started)
+
+    async def _hold(self, topic: str, records: Sequence[Record]) -> None:
+        """Keep records for the ticks to come; wait while there are plenty and no tick is waiting for more of them."""
+        self._held[topic].extend(records)
+        self._arrived.set()
+        while len(self._held[topic]) > _MOST_HELD and self._waiting_for != topic:
+            self._taken.clear()
+            await self._taken.wait()
+            self._raise_if_closed()
+
+    def close(self) -> None:
+        """Let whoever waits inside the lane go. What is under way in Redis ends by itself; a new owner fences it."""
+        self.closed = True
+        self._arrived.set()
+        self._taken.set()
+
+    def _raise_if_closed(self) -> None:
+        if self.closed:
+            raise LaneClosedError(f"partition {self.partition} is no longer run here")
+
+    def _not_yet_applied(self, records: Sequence[Record]) -> list[Record]:
+        topic = records[0].topic
+        position = self.claim.positions.get(topic, 0)
+        fresh = [record for record in records if record.offset >= position]
+        if fresh and fresh[0].offset > position and topic in self.claim.positions:
+            self._report_gap(topic, position, fresh[0].offset)
+        return fresh
+
+    def _report_gap(self, topic: str, position: int, found: int) -> None:
+        if topic in self._rules.compacted:
+            return
+        metrics.LOST.labels(self._rules.sources[topic]).inc(found - position)
+        logger.error(
+            "%s partition %d: offsets %d to %d are no longer held by Kafka; their events are not in the features",
+            *(topic, self.partition, position, found - 1),
+        )
+
+    async def _tick(self, record: Record) -> None:
+        """One tick of a replay's clock.
+
+        1. Wait for the records it names.
+        2. Apply them in (timestamp, topic, offset) order, in one step where the limits of a script allow.
+        3. Move the clock, have the forecasts that are due made.
+        4. Move past the tick itself.
+        """
+        clock_topic = self._rules.clock_topic
+        if record.offset < self.claim.positions.get(clock_topic, 0) or record.value is None:
+            return
+        tick = msgspec.json.decode(record.value, type=ClockTick)
+        due: list[Record] = []
+        for topic, next_offset in tick.next_offsets.items():  # 1
+            due += await self._take_held(topic, next_offset)
+        due.sort(key=lambda r: (r.timestamp_ms, r.topic, r.offset))  # 2
+        await self._apply(due)
+        self._clock_ms = max(self._clock_ms, tick.event_time)  # 3
+        if self._on_tick is not None:
+            await self._on_tick(self)
+        before = self.claim.positions.get(clock_topic, -1)  # 4
+        step = Batch({clock_topic: (before, record.offset + 1)}, {"clock": tick.event_time}, {}, {}, [], [])
+        await self._store.apply(self.claim, step)
+        self.claim.positions[clock_topic] = record.offset + 1
+
+    async def _take_held(self, topic: str, next_offset: int) -> list[Record]:
+        held, position = self._held[topic], self.claim.positions.get(topic, 0)
+        out: list[Record] = []
+        while position < next_offset:
+            if not held:
+                self._waiting_for = topic
+                self._taken.set()
+                self._arrived.clear()
+                await self._arrived.wait()
+                self._raise_if_closed()
+                continue
+            if held[0].offset >= next_offset:
+                break
+            record = held.popleft()
+            if record.offset >= position:
+                out.append(record)
+                position = record.offset + 1
+        self._waiting_for = ""
+        self._taken.set()
+        return out
+
+    async def _apply(self, records: Sequence[Record]) -> None:
+        """Records to features, all or nothing.
+
+        1. Decode; part the late from the rest.
+        2. Have Kafka acknowledge dead letters and late events, before any position moves past them.
+        3. Plan; halve the batch if one script could not touch all its keys.
+        4. Apply in Redis, then to the copy in memory.
+        """
+        if not records:
+            return
+        now_ms = self.clock_ms()
+        decoded = self._decode(records, now_ms)  # 1
+        watermark_ms = self.watermark_ms()
+        events, late = split_late(decoded.events, self._rules.retention, watermark_ms)
+        plan = plan_batch(decoded._replace(events=events), self._view(), self._rules.retention, watermark_ms)  # 3
+        if len(plan.sums) > MAX_KEYS - 16:
+            half = len(records) // 2
+            await self._apply(records[:half])
+            await self._apply(records[half:])
+            return
+        await self._send_aside(records, decoded.rejects, late)  # 2
+        batch = self._batch(records, decoded, plan, now_ms)
+        sequence = await self._store.apply(self.claim, batch)  # 4
+        self._remember(batch, sequence)
+        self._count(records, decoded.rejects, late)
+
+    def _decode(self, records: Sequence[Record], now_ms: int) -> Decoded:
+        limits = dataclasses.replace(
+            self._rules.limits, partition=self.partition, max_event_time_ms=now_ms + self._rules.max_future_ms
+        )
+        sources = [self._rules.sources[record.topic] for record in records]
+        return decode(sources, [r.value for r in records], [r.key for r in records], limits)
+
+    async def _send_aside(self, records: Sequence[Record], rejects: Sequence[Reject], late: NDArray[np.int64]) -> None:
+        """Dead letters and late events, as they came, with headers that say where from and why."""
+        aside = [(reject.row, "dlq", reject.reason.value, reject.detail) for reject in rejects]
+        aside += [(row, "late", "late", "its day is older than what is retained") for row in late.tolist()]
+        sends = []
+        for row, kind, reason, detail in aside:
+            record = records[row]
+            headers = [
+                *record.headers,
+                ("shelfcast.topic", record.topic.encode()),
+                ("shelfcast.partition", str(self.partition).encode()),
+                ("shelfcast.offset", str(record.offset).encode()),
+                ("shelfcast.reason", reason.encode()),
+                ("shelfcast.detail", detail.encode()),
+            ]
+            sends.append(self._rules.send(f"{record.topic}.{kind}", self.partition, record.key, record.value, headers))
+        await asyncio.gather(*sends)
+
+    def _batch(self, records: Sequence[Record], decoded: Decoded, plan: Plan, now_ms: int) -> Batch:
+        positions: dict[str, tuple[int, int]] = {}
+        for record in records:
+            before = self.claim.positions.get(record.topic, -1)
+            positions[record.topic] = (before, max(record.offset + 1, positions.get(record.topic, (0, 0))[1]))
+        newest: dict[str, int] = {}
+        events = decoded.events
+        for row, event_time in zip(events.row.tolist(), events.event_time_ms.tolist(), strict=True):
+            source = self._rules.sources[records[row].topic]
+            newest[source] = max(newest.get(source, self.claim.newest.get(source, 0)), min(event_time, now_ms))
+        return Batch(positions, newest, plan.items, plan.products, plan.touched, plan.sums)
+
+    def _remember(self, batch: Batch, sequence: int) -> None:
+        claim = self.claim
+        claim.positions.update({topic: after for topic, (_, after) in batch.positions.items()})
+        claim.newest.update(batch.newest)
+        for item in batch.items.values():
+            if item.item_id not in claim.items:
+                self._items_of_product.setdefault(item.product_id, []).append(item.item_id)
+        claim.items.update(batch.items)
+        claim.products.update(batch.products)
+        for freq in self._rules.forecast_freqs:
+            claim.dirty[freq].update(dict.fromkeys(batch.dirty, sequence))
+        self._last_record_ms = self._rules.now_ms()
+        if not self._rules.clock_topic:
+            self._clock_ms = max(self._clock_ms, *batch.newest.values(), 0)
+
+    def _count(self, records: Sequence[Record], rejects: Sequence[Reject], late: NDArray[np.int64]) -> None:
+        """Metrics, and the loud stop when most records can't be used."""
+        for reject in rejects:
+            source = self._rules.sources[records[reject.row].topic]
+            metrics.REJECTS.labels(source, reject.reason.value).inc()
+        for row in late.tolist():
+            metrics.LATE.labels(self._rules.sources[records[row].topic]).inc()
+        for source in {self._rules.sources[record.topic] for record in records}:
+            metrics.EVENTS.labels(source).inc(sum(self._rules.sources[r.topic] == source for r in records))
+        reasons = [reject.reason.value for reject in rejects]
+        most = max(set(reasons), key=reasons.count) if reasons else ""
+        self._outcomes.append((len(records), len(rejects), most))
+        while sum(n for n, _, _ in self._outcomes) - self._outcomes[0][0] >= self._rules.reject_window:
+            self._outcomes.popleft()
+        seen = sum(n for n, _, _ in self._outcomes)
+        refused = sum(n for _, n, _ in self._outcomes)
+        if seen >= self._rules.reject_window and refused > self._rules.max_reject_share * seen:
+            raise TooManyRejectsError(_reject_message(records[0].topic, self.partition, refused, seen, most))
+
+    # -- forecasts out --------------------------------------------------------------------------------------------
+
+    def clock_ms(self) -> int:
+        """Event time this lane has reached: the replay's clock, or live the newest event while records flow and the
+        wall clock while none do. Never goes back."""
+        if not self._rules.clock_topic:
+            now_ms = self._rules.now_ms()
+            if now_ms - self._last_record_ms >= _IDLE_AFTER_MS:
+                self._clock_ms = max(self._clock_ms, now_ms)
+        elif not self._clock_ms:
+            return 2**53  # before the first tick of a replay nothing is known to be early
+        return self._clock_ms
+
+    def watermark_ms(self) -> int | None:
+        """Event time before which nothing more is expected; None before the first event."""
+        return self._clock_ms - self._rules.out_of_orderness_ms if self._clock_ms else None
+
+    def touched(self, freq: str) -> list[str]:
+        """Items whose forecast is owed since an event touched them, oldest first."""
+        return list(self.claim.dirty[freq])
+
+    def stale(self, freq: str) -> list[str]:
+        """Live items whose last forecast was made in a bucket that has closed since."""
+        watermark_ms = self.watermark_ms()
+        if watermark_ms is None:
+            return []
+        running = {zone: int(bucket_of(freq, np.array([watermark_ms]), zone)[0]) for zone in self._zones()}
+        oldest_ms = watermark_ms - self._rules.live_days * _DAY_MS
+        heads, calendar = self.claim.heads[freq], self._rules.retention.calendar
+        return [
+            item_id
+            for item_id, head in heads.items()
+            if head.running_bucket < running[calendar.zone(self.claim.items[item_id].location_id)]
+            and self.claim.items[item_id].last_event_ms >= oldest_ms
+        ]
+
+    def is_delisted(self, item_id: str) -> bool:
+        """Whether the item's product has been withdrawn."""
+        return self.claim.products.get(self.claim.items[item_id].product_id, NO_PRODUCT_STATE).delisted
+
+    async def read(self, freq: str, stored: str, item_ids: Sequence[str]) -> LaneRead:
+        """Everything forecasts of the items start from, in one round trip for up to about a thousand items."""
+        items = [self.claim.items[item_id] for item_id in item_ids]
+        product_series = [(i, item_id_of(item.product_id, "")) for i, item in enumerate(items) if item.location_id]
+        series = [(stored, item_id) for item_id in item_ids] + [(stored, name) for _, name in product_series]
+        if len(series) > _MAX_READ_SERIES:
+            raise ValueError(f"{len(series)} series in one read, at most {_MAX_READ_SERIES}")
+        found = await self._store.read(self.claim, freq, item_ids, series)
+        # The newest event that the script saw may have been applied a moment after the lane's own clock was set.
+        cutoff_ms = self._clock_ms if self._rules.clock_topic else max(self.clock_ms(), *found.newest.values())
+        reader = np.array([*range(len(items)), *(i for i, _ in product_series)], dtype=np.int64)
+        is_own = found.rows.item < len(items)
+        rows = BucketRows(reader[found.rows.item], found.rows.bucket, found.rows.values)
+        return LaneRead(
+            cutoff_ms=cutoff_ms,
+            positions={topic: p for topic, p in found.positions.items() if topic in self._rules.sources},
+            feature_age_ms={s: max(cutoff_ms - ms, 0) for s, ms in found.newest.items() if s != "clock"},
+            subjects=[(item, self.claim.products.get(item.product_id, NO_PRODUCT_STATE)) for item in items],
+            revisions=[self.claim.heads[freq].get(item_id, Heads(0, 0)).revision for item_id in item_ids],
+            marks=found.marks,
+            rows=pool_product_rows(_where(rows, is_own), _where(rows, ~is_own), [bool(i.location_id) for i in items]),
+        )
+
+    async def send_forecasts(self, topic: str, freq: str, messages: Sequence[tuple[str, bytes | None]]) -> None:
+        """Send forecasts (item_id, message or None for a tombstone); returns when Kafka has acknowledged all."""
+        await asyncio.gather(
+            *(
+                self._rules.send(topic, self.partition, f"{item_id}|{freq}".encode(), message, ())
+                for item_id, message in messages
+            )
+        )
+
+    async def forecasts_done(self, freq: str, done: Sequence[tuple[str, int | None, ForecastSummary | None]]) -> None:
+        """Store acknowledged forecasts and clear what is no longer owed."""
+        await self._store.forecasts_done(self.claim, freq, [Done(*entry) for entry in done])
+        dirty, heads = self.claim.dirty[freq], self.claim.heads[freq]
+        for item_id, mark, summary in done:
+            if mark is not None and dirty.get(item_id) == mark:
+                del dirty[item_id]
+            if summary is None:
+                heads.pop(item_id, None)
+            else:
+                heads[item_id] = Heads(summary.revision, summary.running_bucket)
+
+    def _view(self) -> LaneView:
+        return LaneView(self.claim.items, self._items_of_product, self.claim.products)
+
+    def _zones(self) -> set[str]:
+        calendar = self._rules.retention.calendar
+        return {calendar.time_zone, *calendar.by_location.values()}
+
+
+def _where(rows: BucketRows, keep: NDArray[np.bool_]) -> BucketRows:
+    return BucketRows(rows.item[keep], rows.bucket[keep], rows.values[keep])
+
+
+def _reject_message(topic: str, partition: int, refused: int, seen: int, reason: str) -> str:
+    remedy = f"look at the shelfcast.reason and shelfcast.detail headers in {topic}.dlq"
+    if reason == "wrong_partition":
+        remedy = (
+            "the producer places products by another hash: set 'partitioner=murmur2' in librdkafka clients "
+            "(confluent-kafka and others; their default is crc32), key records by product_id, and give every input "
+            "topic the same number of partitions"
+        )
+    return (
+        f"{refused} of the last {seen} records of {topic} partition {partition} can't be used, mostly for "
+        f"{reason!r}. The worker stops before more of the stream is set aside. Remedy: {remedy}."
+    )

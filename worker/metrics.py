@@ -1,0 +1,30 @@
+"""Every metric: name, type, unit and meaning. Dashboards and documents name only these."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+REGISTRY = CollectorRegistry()
+
+EVENTS = Counter("shelfcast_events", "Records counted in the features.", ["source"], registry=REGISTRY)
+REJECTS = Counter("shelfcast_rejects", "Records sent to a dead-letter topic.", ["source", "reason"], registry=REGISTRY)
+LATE = Counter(
+    "shelfcast_late", "Events older than what is retained, sent to a .late topic.", ["source"], registry=REGISTRY
+)
+LOST = Counter(
+    "shelfcast_lost_offsets", "Offsets that Kafka no longer held when they were due.", ["source"], registry=REGISTRY
+)
+FORECASTS = Counter("shelfcast_forecasts", "Forecasts acknowledged by Kafka.", ["freq", "degraded"], registry=REGISTRY)
+OWED = Gauge("shelfcast_forecasts_owed", "Touched items whose forecast is owed.", ["freq"], registry=REGISTRY)
+LANES = Gauge("shelfcast_lanes", "Partitions this worker runs.", registry=REGISTRY)
+CLAIMS = Counter("shelfcast_claims", "Partitions claimed, by why.", ["reason"], registry=REGISTRY)
+MODEL_SECONDS = Histogram(
+    "shelfcast_model_seconds",
+    "Time of one request to the model server, in seconds.",
+    buckets=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
+    registry=REGISTRY,
+)
+BATCH_SECONDS = Histogram(
+    "shelfcast_batch_seconds",
+    "Time from a batch's arrival in its lane to its position being stored, in seconds.",
+    buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5, 30),
+    registry=REGISTRY,
+)

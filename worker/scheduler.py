@@ -1,0 +1,337 @@
+"""Scheduler: takes the items whose forecast is owed, coalesced, and turns them into published forecasts batch by batch.
+
+Touched items come first, oldest mark first; items whose bucket has closed since their last forecast follow, paced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple, Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from feature_store.calendar_time import ShopCalendar, bucket_start_ms, week_of_day
+from feature_store.events import CalendarEntry
+from feature_store.features import FEATURE_INDEX, BucketRows
+from feature_store.items import Item, ProductState
+from feature_store.layout import ForecastSummary
+from feature_store.store import BehindError, FencedError
+from forecaster.baselines import empirical_forecast
+from forecaster.contract import QUANTILE_LEVELS
+from forecaster.inputs import ModelInputs, ModelOutputs, Subject, build_inputs, running_buckets
+from worker import metrics
+from worker.errors import ForecastUnavailableError
+from worker.schemas import Forecast, ForecastStep
+
+logger = logging.getLogger(__name__)
+
+BASELINE_NAME, BASELINE_VERSION = "empirical", "1"
+_Q10, _Q50, _Q90 = (QUANTILE_LEVELS.index(level) for level in (0.1, 0.5, 0.9))
+_PACE_S = 1.0
+
+
+class LaneRead(Protocol):
+    """What forecasts of some items of a lane start from."""
+
+    @property
+    def cutoff_ms(self) -> int: ...
+    @property
+    def positions(self) -> dict[str, int]: ...
+    @property
+    def feature_age_ms(self) -> dict[str, int]: ...
+    @property
+    def subjects(self) -> list[tuple[Item, ProductState]]: ...
+    @property
+    def revisions(self) -> list[int]: ...
+    @property
+    def marks(self) -> list[int | None]: ...
+    @property
+    def rows(self) -> BucketRows: ...
+
+
+class Lane(Protocol):
+    """What the scheduler asks of a lane."""
+
+    closed: bool
+
+    def touched(self, freq: str) -> list[str]: ...
+    def stale(self, freq: str) -> list[str]: ...
+    def is_delisted(self, item_id: str) -> bool: ...
+    async def read(self, freq: str, stored: str, item_ids: Sequence[str]) -> LaneRead: ...
+    async def send_forecasts(self, topic: str, freq: str, messages: Sequence[tuple[str, bytes | None]]) -> None: ...
+    async def forecasts_done(
+        self, freq: str, done: Sequence[tuple[str, int | None, ForecastSummary | None]]
+    ) -> None: ...
+
+
+class Reply(Protocol):
+    """A model's answer."""
+
+    @property
+    def outputs(self) -> ModelOutputs: ...
+    @property
+    def model_version(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class ForecastRules:
+    """What all forecasts of a worker have in common."""
+
+    topic: str
+    freqs: tuple[str, ...]
+    stored_freq: Mapping[str, str]
+    prediction_length: Mapping[str, int]
+    calendar: ShopCalendar
+    global_entries: Callable[[], Sequence[CalendarEntry]]
+    config_hash: str
+    model_name: str
+    batch_size: int
+    refresh_per_s: int
+    infer: Callable[[ModelInputs], Awaitable[Reply]]
+    issued_at_ms: Callable[[int], int]  # from the cutoff: the wall clock live, the cutoff itself in replay
+
+
+class _Made(NamedTuple):
+    """Forecasts of one lane's items, ready to be sent."""
+
+    lane: Lane
+    messages: list[tuple[str, bytes | None]]
+    done: list[tuple[str, int | None, ForecastSummary | None]]
+
+
+class Scheduler:
+    """Forecasts what lanes owe. Owns no lane: they are handed in."""
+
+    def __init__(self, rules: ForecastRules) -> None:
+        self._rules = rules
+        self._degraded: dict[tuple[str, str], Lane] = {}  # (freq, item_id): owed again once the model is back
+        self._refresh_allowance = 0.0
+        self._refresh_since = 0.0
+
+    async def run_due(self, lanes: Sequence[Lane]) -> int:
+        """One round over all lanes: for each frequency one batch of touched items, filled up with stale ones as far as
+        the pace allows. Returns how many forecasts were sent; 0 = nothing is owed now."""
+        sent = 0
+        for freq in self._rules.freqs:
+            touched = [(lane, item_id) for lane in lanes for item_id in lane.touched(freq)]
+            metrics.OWED.labels(freq).set(len(touched))
+            batch = touched[: self._rules.batch_size]
+            room = min(self._rules.batch_size - len(batch), self._allowance())
+            if room > 0:
+                chosen = {item_id for _, item_id in batch}
+                refresh = [pair for pair in self._refreshes(freq, lanes) if pair[1] not in chosen][:room]
+                self._refresh_allowance -= len(refresh)
+                batch += refresh
+            if batch:
+                sent += await self.forecast_batch(freq, batch)
+        return sent
+
+    async def drain(self, lane: Lane) -> None:
+        """Make every forecast that a lane owes, touched items first. A replay calls this at each tick."""
+        for freq in self._rules.freqs:
+            owed = dict.fromkeys([*lane.touched(freq), *lane.stale(freq)])
+            items = list(owed)
+            for start in range(0, len(items), self._rules.batch_size):
+                chunk = items[start : start + self._rules.batch_size]
+                await self.forecast_batch(freq, [(lane, item_id) for item_id in chunk])
+
+    def _allowance(self) -> int:
+        """Refreshes allowed now: a bucket that fills at refresh_per_s and holds one second's worth."""
+        now = asyncio.get_running_loop().time()
+        gained = (now - self._refresh_since) * self._rules.refresh_per_s
+        self._refresh_allowance = min(self._refresh_allowance + gained, self._rules.refresh_per_s * _PACE_S)
+        self._refresh_since = now
+        return int(self._refresh_allowance)
+
+    def _refreshes(self, freq: str, lanes: Sequence[Lane]) -> Iterable[tuple[Lane, str]]:
+        for (degraded_freq, item_id), lane in list(self._degraded.items()):
+            if degraded_freq == freq and lane in lanes:
+                yield lane, item_id
+        for lane in lanes:
+            yield from ((lane, item_id) for item_id in lane.stale(freq))
+
+    async def forecast_batch(self, freq: str, batch: Sequence[tuple[Lane, str]]) -> int:
+        """Forecast items of any lanes at one frequency.
+
+        1. Read each lane's contexts, with the positions that say what is in them: one round trip a lane.
+        2. One request to the model; without an answer a baseline takes its place.
+        3. Send, and wait until Kafka has acknowledged.
+        4. Store what was sent; clear the marks of items that nothing has touched since.
+        """
+        by_lane: dict[Lane, list[str]] = {}
+        for lane, item_id in batch:
+            by_lane.setdefault(lane, []).append(item_id)
+        results = await asyncio.gather(*(self._withdraw_or_read(lane, freq, ids) for lane, ids in by_lane.items()))
+        reads = [(lane, read) for lane, read in results if read is not None and read.subjects]  # 1
+        if not reads:
+            return 0
+        inputs = [self._inputs(freq, read) for _, read in reads]
+        joined = ModelInputs(*(np.concatenate(parts) for parts in zip(*inputs, strict=True)))
+        outputs, name, version = await self._infer(freq, joined)  # 2
+        made, start = [], 0
+        for (lane, read), part in zip(reads, inputs, strict=True):
+            stop = start + len(read.subjects)
+            own = ModelOutputs(*(array[start:stop] for array in outputs))
+            made.append(self._messages(lane, read, freq, part, own, name, version))
+            start = stop
+        await asyncio.gather(*(self._publish(freq, one, name) for one in made))  # 3, 4
+        return start
+
+    async def _withdraw_or_read(self, lane: Lane, freq: str, item_ids: Sequence[str]) -> tuple[Lane, LaneRead | None]:
+        try:
+            read = await lane.read(freq, self._rules.stored_freq[freq], item_ids)
+            gone = [i for i, item_id in enumerate(item_ids) if lane.is_delisted(item_id)]
+            if not gone:
+                return lane, read
+            await self._withdraw(lane, freq, read, gone)
+            kept = [item_id for i, item_id in enumerate(item_ids) if i not in set(gone)]
+            return lane, (await lane.read(freq, self._rules.stored_freq[freq], kept)) if kept else None
+        except (FencedError, BehindError) as error:
+            logger.warning("forecasts of a lane are left to its next owner: %s", error)
+            lane.closed = True
+            return lane, None
+
+    async def _withdraw(self, lane: Lane, freq: str, read: LaneRead, gone: Sequence[int]) -> None:
+        """A delisted product: tombstone the forecasts that were sent, clear what is owed."""
+        item_ids = [read.subjects[i][0].item_id for i in gone]
+        sent_before = [item_id for i, item_id in zip(gone, item_ids, strict=True) if read.revisions[i] > 0]
+        await lane.send_forecasts(self._rules.topic, freq, [(item_id, None) for item_id in sent_before])
+        await lane.forecasts_done(
+            freq, [(item_id, read.marks[i], None) for i, item_id in zip(gone, item_ids, strict=True)]
+        )
+
+    def _inputs(self, freq: str, read: LaneRead) -> ModelInputs:
+        subjects = [Subject(item, product) for item, product in read.subjects]
+        length = self._rules.prediction_length[freq]
+        entries = self._rules.global_entries()
+        rows = read.rows._replace(bucket=week_of_day(read.rows.bucket)) if freq == "1w" else read.rows
+        return build_inputs(freq, read.cutoff_ms, subjects, rows, self._rules.calendar, entries, length)
+
+    async def _infer(self, freq: str, inputs: ModelInputs) -> tuple[ModelOutputs, str, str]:
+        try:
+            reply = await self._rules.infer(inputs)
+        except ForecastUnavailableError:
+            outputs = empirical_forecast(inputs, self._rules.prediction_length[freq])
+            return outputs, BASELINE_NAME, BASELINE_VERSION
+        return reply.outputs, self._rules.model_name, reply.model_version
+
+    def _messages(
+        self,
+        lane: Lane,
+        read: LaneRead,
+        freq: str,
+        inputs: ModelInputs,
+        outputs: ModelOutputs,
+        model_name: str,
+        model_version: str,
+    ) -> _Made:
+        writer = _ForecastWriter(self._rules, freq, read, model_name, model_version)
+        rounded = _Rounded(*(np.round(array.astype(np.float64), 3).tolist() for array in outputs))
+        observed = np.round(inputs.running[:, FEATURE_INDEX["units"]].astype(np.float64), 3).tolist()
+        messages: list[tuple[str, bytes | None]] = []
+        done: list[tuple[str, int | None, ForecastSummary | None]] = []
+        for i, (item, _) in enumerate(read.subjects):
+            forecast, summary = writer.write(i, rounded, observed[i])
+            messages.append((item.item_id, msgspec.json.encode(forecast)))
+            done.append((item.item_id, read.marks[i], summary))
+        return _Made(lane, messages, done)
+
+    async def _publish(self, freq: str, made: _Made, model_name: str) -> None:
+        degraded = model_name == BASELINE_NAME
+        try:
+            await made.lane.send_forecasts(self._rules.topic, freq, made.messages)
+            await made.lane.forecasts_done(freq, made.done)
+        except (FencedError, BehindError) as error:
+            logger.warning("sent forecasts are not stored, the lane's next owner makes them anew: %s", error)
+            made.lane.closed = True
+            return
+        metrics.FORECASTS.labels(freq, str(degraded).lower()).inc(len(made.messages))
+        for item_id, _ in made.messages:
+            if degraded:
+                self._degraded[freq, item_id] = made.lane
+            else:
+                self._degraded.pop((freq, item_id), None)
+
+
+class _Rounded(NamedTuple):
+    """Model outputs as lists of decimals with three places: thousandths are what quantities are counted in."""
+
+    quantiles: list[list[list[float]]]
+    mean: list[list[float]]
+    cumulative_quantiles: list[list[list[float]]]
+
+
+class _ForecastWriter:
+    """Turns rows of model outputs into messages of one lane, frequency and cutoff."""
+
+    def __init__(self, rules: ForecastRules, freq: str, read: LaneRead, model_name: str, model_version: str) -> None:
+        self._rules = rules
+        self._freq = freq
+        self._read = read
+        self._model = (model_name, model_version)
+        zones = [rules.calendar.zone(item.location_id) for item, _ in read.subjects]
+        self._buckets = running_buckets(freq, read.cutoff_ms, zones)
+        self._zones = zones
+        self._edges: dict[tuple[int, str], list[int]] = {}
+
+    def _bucket_edges(self, i: int) -> list[int]:
+        key = (int(self._buckets[i]), self._zones[i])
+        if key not in self._edges:
+            steps: NDArray[np.int64] = key[0] + np.arange(self._rules.prediction_length[self._freq] + 1)
+            self._edges[key] = bucket_start_ms(self._freq, steps, key[1]).tolist()
+        return self._edges[key]
+
+    def write(self, i: int, outputs: _Rounded, observed: float) -> tuple[Forecast, ForecastSummary]:
+        """Message and summary of the i-th item."""
+        read, rules, (model_name, model_version) = self._read, self._rules, self._model
+        item = read.subjects[i][0]
+        edges = self._bucket_edges(i)
+        identity = [item.item_id, self._freq, read.cutoff_ms, sorted(read.positions.items()), *self._model]
+        digest = hashlib.blake2b(msgspec.json.encode([*identity, rules.config_hash]), digest_size=12)
+        quantiles, means = outputs.quantiles[i], outputs.mean[i]
+        steps = [
+            ForecastStep(start, end, means[k], quantiles[k], outputs.cumulative_quantiles[i][k])
+            for k, (start, end) in enumerate(pairwise(edges))
+        ]
+        forecast = Forecast(
+            forecast_id=digest.hexdigest(),
+            revision=read.revisions[i] + 1,
+            item_id=item.item_id,
+            product_id=item.product_id,
+            location_id=item.location_id,
+            freq=self._freq,
+            cutoff=read.cutoff_ms,
+            positions=read.positions,
+            issued_at=rules.issued_at_ms(read.cutoff_ms),
+            steps=steps,
+            quantile_levels=list(QUANTILE_LEVELS),
+            observed=observed,
+            model_name=model_name,
+            model_version=model_version,
+            config_hash=rules.config_hash,
+            feature_age_ms=read.feature_age_ms,
+            degraded=model_name == BASELINE_NAME,
+        )
+        summary = ForecastSummary(
+            forecast_id=forecast.forecast_id,
+            revision=forecast.revision,
+            running_bucket=int(self._buckets[i]),
+            cutoff=forecast.cutoff,
+            issued_at=forecast.issued_at,
+            model_name=model_name,
+            model_version=model_version,
+            degraded=forecast.degraded,
+            bucket_start=edges[:-1],
+            mean=means,
+            q10=[row[_Q10] for row in quantiles],
+            q50=[row[_Q50] for row in quantiles],
+            q90=[row[_Q90] for row in quantiles],
+        )
+        return forecast, summary

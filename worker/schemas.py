@@ -1,0 +1,69 @@
+"""Messages that shelfcast publishes. Nothing is ever retyped; new fields have defaults."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from feature_store.events import EVENT_CLASSES
+
+Milliseconds = Annotated[int, Meta(description="milliseconds since the epoch, UTC")]
+
+
+class ForecastStep(msgspec.Struct, frozen=True):
+    """One bucket of the future. The first step is the running bucket: its values are of the bucket's final total."""
+
+    bucket_start: Milliseconds
+    bucket_end: Milliseconds
+    mean: Annotated[float, Meta(ge=0, description="expected units")]
+    quantiles: Annotated[list[float], Meta(description="units at each of quantile_levels, ascending")]
+    cumulative_quantiles: Annotated[
+        list[float], Meta(description="units from cutoff to bucket_end, at each of quantile_levels")
+    ]
+    quantiles_raw: Annotated[list[float], Meta(description="before calibration, when it is on")] | None = None
+
+
+class Forecast(msgspec.Struct, frozen=True, kw_only=True):
+    """The demand forecast of one item and frequency. Key: item_id|freq. Consumers keep the greatest revision."""
+
+    forecast_id: Annotated[str, Meta(description="hash of item, freq, cutoff, positions, model and configuration")]
+    revision: Annotated[int, Meta(ge=1, description="counts up by item and freq")]
+    item_id: str
+    product_id: str
+    location_id: str
+    freq: str
+    cutoff: Annotated[int, Meta(description="event time up to which events have been seen, milliseconds UTC")]
+    positions: Annotated[dict[str, int], Meta(description="by topic the next offset: exactly which events were seen")]
+    issued_at: Milliseconds
+    steps: list[ForecastStep]
+    quantile_levels: list[float]
+    observed: Annotated[float, Meta(ge=0, description="units sold so far in the running bucket")]
+    model_name: str
+    model_version: str
+    config_hash: str
+    feature_age_ms: Annotated[
+        dict[str, int], Meta(description="by source, how long before cutoff the lane's newest event happened")
+    ]
+    degraded: Annotated[bool, Meta(description="true = a baseline stood in for the model")] = False
+
+
+class ClockTick(msgspec.Struct, frozen=True):
+    """A replay's clock, one message a partition: all records below next_offsets happened before event_time."""
+
+    event_time: Milliseconds
+    next_offsets: Annotated[dict[str, int], Meta(description="by topic the first offset that is not yet due")]
+
+
+PUBLISHED: dict[str, type[msgspec.Struct]] = {"forecast": Forecast, "clock": ClockTick}
+
+
+def json_schemas() -> dict[str, dict[str, Any]]:
+    """JSON Schema (2020-12) of every message, inputs and outputs, by file name without its ending."""
+    classes = {**EVENT_CLASSES, **PUBLISHED}
+    schemas = {}
+    for name, cls in classes.items():
+        (reference,), definitions = msgspec.json.schema_components([cls], ref_template="#/$defs/{name}")
+        schemas[name] = {"$schema": "https://json-schema.org/draft/2020-12/schema", **reference, "$defs": definitions}
+    return schemas

@@ -1,0 +1,221 @@
+"""Settings: one frozen object, read once from the environment. Every field is documented where it stands."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from feature_store.calendar_time import ShopCalendar, UnknownTimeZoneError
+from feature_store.layout import STORED_FREQS
+from forecaster.contract import WINDOWS, features_hash
+from worker.errors import SettingsError
+
+ENVIRONMENT_PREFIX = "SHELFCAST_"
+INPUT_SOURCES = ("orders", "clicks", "reviews", "products", "calendar", "stock")
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """All settings of a worker. `kafka_bootstrap_servers` is read from SHELFCAST_KAFKA_BOOTSTRAP_SERVERS, and so on."""
+
+    kafka_bootstrap_servers: Annotated[str, Meta(description="Kafka brokers, host:port, comma-separated")] = (
+        "127.0.0.1:9092"
+    )
+    kafka_security_protocol: Annotated[
+        Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"], Meta(description="how to talk to Kafka")
+    ] = "PLAINTEXT"
+    kafka_sasl_mechanism: Annotated[
+        Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"], Meta(description="SASL mechanism, when SASL is on")
+    ] = "PLAIN"
+    kafka_sasl_username: Annotated[str, Meta(description="SASL user")] = ""
+    kafka_sasl_password: Annotated[str, Meta(description="SASL password")] = ""
+    kafka_ssl_ca_file: Annotated[str, Meta(description="PEM file of the CA; empty = the system's")] = ""
+    kafka_session_timeout_s: Annotated[
+        float, Meta(gt=0, description="seconds without a heartbeat after which Kafka gives a worker's partitions away")
+    ] = 30.0
+
+    redis_url: Annotated[str, Meta(description="redis://, rediss:// (TLS), with user, password and data base")] = (
+        "redis://127.0.0.1:6379/0"
+    )
+    redis_cluster: Annotated[bool, Meta(description="the URL is a node of a Redis Cluster")] = False
+
+    triton_url: Annotated[str, Meta(description="Triton's gRPC address, host:port")] = "127.0.0.1:8001"
+    triton_tls: Annotated[bool, Meta(description="TLS towards Triton")] = False
+    triton_timeout_s: Annotated[float, Meta(gt=0, description="seconds one request may take, tries included")] = 5.0
+    model_name: Annotated[str, Meta(description="Triton model that forecasts")] = "demand_forecaster"
+    model_version: Annotated[str, Meta(description="its version; empty = the newest loaded")] = ""
+
+    namespace: Annotated[
+        str,
+        Meta(
+            pattern=r"^[A-Za-z0-9._-]+$",
+            description="prefix of consumer group, Redis keys and output topics: two never meet",
+        ),
+    ] = "shelfcast"
+    partition_count: Annotated[
+        int, Meta(ge=1, description="partitions of every keyed topic: the number of lanes, and the most workers")
+    ] = 8
+    create_topics: Annotated[bool, Meta(description="create missing topics at start; false = only check them")] = True
+    replication_factor: Annotated[
+        int, Meta(ge=-1, description="copies of topics created here; -1 = the broker's default")
+    ] = -1
+    topic_orders: Annotated[str, Meta(description="orders, cancels and returns")] = "shop.orders.v1"
+    topic_clicks: Annotated[str, Meta(description="views, carts and wishlists")] = "shop.clicks.v1"
+    topic_reviews: Annotated[str, Meta(description="ratings and texts")] = "shop.reviews.v1"
+    topic_products: Annotated[str, Meta(description="product data, compacted")] = "shop.products.v1"
+    topic_calendar: Annotated[str, Meta(description="prices, promotions, opening by product, compacted")] = (
+        "shop.calendar.v1"
+    )
+    topic_calendar_global: Annotated[str, Meta(description="the same for the whole shop: 1 partition, compacted")] = (
+        "shop.calendar_global.v1"
+    )
+    topic_stock: Annotated[str, Meta(description="stock levels")] = "shop.stock.v1"
+    topic_clock: Annotated[str, Meta(description="event-time clock of a replay; read when clock = event")] = (
+        "shelfcast.clock.v1"
+    )
+
+    currency: Annotated[str, Meta(description="the shop's currency, ISO 4217; empty = not checked")] = ""
+    time_zone: Annotated[str, Meta(description="IANA time zone of the shop: days and weeks are local")] = "UTC"
+    location_time_zones: Annotated[
+        dict[str, str], Meta(description="other zones by location: lisbon=Europe/Lisbon,azores=Atlantic/Azores")
+    ] = {}
+    clock: Annotated[
+        Literal["wall", "event"], Meta(description="wall = live; event = a replay, driven by the clock topic")
+    ] = "wall"
+    out_of_orderness_ms: Annotated[
+        int, Meta(ge=0, description="milliseconds a bucket stays open after its end for events that come late")
+    ] = 5_000
+    max_future_ms: Annotated[int, Meta(ge=0, description="events further ahead of the clock are rejected")] = 600_000
+    max_message_bytes: Annotated[int, Meta(ge=1, description="larger records are rejected")] = 1_000_000
+    max_reject_share: Annotated[
+        float,
+        Meta(gt=0, le=1, description="share of rejects in a lane's last reject_window records that stops the worker"),
+    ] = 0.5
+    reject_window: Annotated[int, Meta(ge=1, description="records over which the share is taken, by lane")] = 200
+
+    retention_5m: Annotated[int, Meta(ge=1, description="buckets of 5 minutes kept")] = 288
+    retention_1h: Annotated[int, Meta(ge=1, description="buckets of an hour kept")] = 504
+    retention_1d: Annotated[int, Meta(ge=1, description="days kept; older events go to the .late topic")] = 400
+
+    forecast_freqs: Annotated[tuple[str, ...], Meta(min_length=1, description="frequencies forecast: 1h, 1d, 1w")] = (
+        "1h",
+        "1d",
+    )
+    prediction_length_1h: Annotated[int, Meta(ge=1, description="hourly steps")] = 48
+    prediction_length_1d: Annotated[int, Meta(ge=1, description="daily steps")] = 28
+    prediction_length_1w: Annotated[int, Meta(ge=1, description="weekly steps")] = 13
+    forecast_interval_ms: Annotated[int, Meta(ge=1, description="touched items are forecast this often, together")] = (
+        100
+    )
+    forecast_batch_size: Annotated[int, Meta(ge=1, le=512, description="items in one request to Triton")] = 256
+    refresh_per_s: Annotated[
+        int, Meta(ge=1, description="untouched items refreshed a second after a bucket closed, after touched ones")
+    ] = 1000
+    live_days: Annotated[int, Meta(ge=1, description="an item without orders for longer is no longer refreshed")] = 90
+
+    web_host: Annotated[str, Meta(description="address of /live, /ready and /metrics")] = "127.0.0.1"
+    web_port: Annotated[int, Meta(ge=0, le=65535, description="port of /live, /ready and /metrics")] = 6066
+
+    def __post_init__(self) -> None:
+        for freq in self.forecast_freqs:
+            if freq not in WINDOWS:
+                raise ValueError(f"forecast_freqs: {freq!r} is not one of {', '.join(WINDOWS)}")
+            longest = WINDOWS[freq].max_prediction_length
+            if self.prediction_length(freq) > longest:
+                raise ValueError(f"prediction_length_{freq}: at most {longest}, the model's own limit")
+            if self.retention[stored_freq(freq)] < WINDOWS[freq].context_length * (7 if freq == "1w" else 1):
+                raise ValueError(
+                    f"retention_{stored_freq(freq)}: too short for the context of {freq} forecasts "
+                    f"({WINDOWS[freq].context_length} buckets of {freq})"
+                )
+
+    def prediction_length(self, freq: str) -> int:
+        """Steps of a forecast, the running bucket included."""
+        return int(getattr(self, f"prediction_length_{freq}"))
+
+    @property
+    def retention(self) -> dict[str, int]:
+        """Buckets kept by stored frequency."""
+        return {freq: int(getattr(self, f"retention_{freq}")) for freq in STORED_FREQS}
+
+    @property
+    def topic_forecasts(self) -> str:
+        """Output topic of forecasts."""
+        return f"{self.namespace}.forecasts.v1"
+
+    @property
+    def input_topics(self) -> dict[str, str]:
+        """Source by topic, for the topics that lanes consume."""
+        return {getattr(self, f"topic_{source}"): source for source in INPUT_SOURCES}
+
+    def shop_calendar(self) -> ShopCalendar:
+        """Time zones of the shop's locations."""
+        return ShopCalendar(self.time_zone, self.location_time_zones)
+
+    def config_hash(self) -> str:
+        """Hash of the settings that change what is forecast. Part of every forecast_id."""
+        names = ("time_zone", "location_time_zones", "retention", "forecast_freqs", "out_of_orderness_ms", "currency")
+        meaning: dict[str, Any] = {name: getattr(self, name) for name in names}
+        meaning["prediction_lengths"] = {freq: self.prediction_length(freq) for freq in self.forecast_freqs}
+        meaning["features_hash"] = features_hash()
+        return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def stored_freq(freq: str) -> str:
+    """Frequency of the stored buckets that a forecast frequency reads: weeks are summed from days."""
+    return "1d" if freq == "1w" else freq
+
+
+def load_settings(environment: Mapping[str, str]) -> Settings:
+    """Read settings from environment variables.
+
+    Raises:
+        SettingsError: a value that can't be, or a SHELFCAST_ variable that no setting has (a misspelling).
+    """
+    types = get_type_hints(Settings)
+    values: dict[str, Any] = {}
+    for variable, text in environment.items():
+        if not variable.startswith(ENVIRONMENT_PREFIX):
+            continue
+        name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
+        if name not in types:
+            raise SettingsError(f"{variable} is not a setting; see the settings table in the README for their names")
+        values[name] = _parse(variable, text, types[name])
+    try:
+        settings = msgspec.convert(values, Settings, strict=False)
+        settings.shop_calendar()
+    except (msgspec.ValidationError, UnknownTimeZoneError) as error:
+        names = [name for name in values if name in str(error)]
+        where = f"{ENVIRONMENT_PREFIX}{names[0].upper()}: " if names else ""
+        raise SettingsError(f"{where}{error}") from error
+    return settings
+
+
+def _parse(variable: str, text: str, kind: Any) -> Any:
+    """Lists as a,b and maps as a=b,c=d; everything else is left to msgspec."""
+    if get_origin(kind) is tuple:
+        return [part.strip() for part in text.split(",") if part.strip()]
+    if get_origin(kind) is dict:
+        pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+        if not all(equals for _, equals, _ in pairs):
+            raise SettingsError(f"{variable}: write name=value,name=value; got {text!r}")
+        return {name.strip(): value.strip() for name, _, value in pairs}
+    return text
+
+
+def settings_table() -> str:
+    """The settings as a Markdown table, for the README."""
+    lines = ["| variable | default | meaning |", "| --- | --- | --- |"]
+    hints = get_type_hints(Settings, include_extras=True)
+    for info in msgspec.structs.fields(Settings):
+        default = info.default if info.default is not msgspec.NODEFAULT else info.default_factory()
+        meta = next(part for part in get_args(hints[info.name]) if isinstance(part, Meta))
+        shown = ",".join(default) if isinstance(default, tuple) else default
+        shown = str(shown).lower() if isinstance(shown, bool) else shown
+        value = f"`{shown}`" if shown not in ("", {}) else ""
+        lines.append(f"| `{ENVIRONMENT_PREFIX}{info.name.upper()}` | {value} | {meta.description} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,148 @@
+"""A Faust transport that hands agents whole record batches of one partition, and starts reading where Redis says.
+
+Faust's aiokafka consumer, with three changes. (1) `getmany` yields one message a partition and fetch, whose value is a
+`RecordBatch` of raw records: Faust's cost is then per batch, not per event. (2) Offsets committed to the consumer group
+are those that lanes report as applied; they serve lag monitors only. (3) After a rebalance `perform_seek` asks the
+worker to claim its partitions and seeks to the positions that stand in Redis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import faust
+from aiokafka.partitioner import murmur2
+from faust.transport.drivers import aiokafka as driver
+from faust.types.tuples import TP, ConsumerMessage
+
+
+class RawRecord(NamedTuple):
+    """One record as fetched."""
+
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...]
+
+
+class RecordBatch(NamedTuple):
+    """Records of one partition in offset order. `epoch` counts the partition's seeks: an older batch is stale."""
+
+    topic: str
+    partition: int
+    epoch: int
+    records: list[RawRecord]
+
+
+@lru_cache(maxsize=1_000_000)
+def murmur2_partition(product_id: str, partition_count: int) -> int:
+    """Partition that Java's and aiokafka's default partitioner gives a key."""
+    return int((murmur2(product_id.encode()) & 0x7FFFFFFF) % partition_count)
+
+
+class BatchSchema(faust.Schema):  # type: ignore[misc]
+    """Hands the RecordBatch to the agent untouched."""
+
+    def loads_key(self, app: Any, message: Any, *, loads: Any = None, serializer: Any = None) -> None:
+        """Batches have no key."""
+
+    def loads_value(self, app: Any, message: Any, *, loads: Any = None, serializer: Any = None) -> Any:
+        """The RecordBatch itself."""
+        return message.value
+
+
+class BatchConsumer(driver.Consumer):  # type: ignore[misc]
+    """See the module. `batch_topics`, `on_seek` and the rest are set once by the composition root."""
+
+    batch_topics: frozenset[str] = frozenset()
+    # Called after each rebalance with the partitions assigned; it claims them and calls `seek_to`.
+    on_seek: Callable[[set[TP]], Awaitable[None]] | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.epochs: dict[TP, int] = {}
+        self._applied: dict[TP, int] = {}
+
+    async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Any]]:
+        """Yield (partition, message): for batch topics one message with all records fetched."""
+        epochs = dict(self.epochs)
+        fetched, active = await self._wait_next_records(timeout)
+        generation = self.app.consumer_generation_id
+        if not fetched or self.should_stop or not self.flow_active:
+            return  # what was fetched while a rebalance began is read again: perform_seek follows
+        for tp, records in fetched.items():
+            if not self.flow_active or self.app.consumer_generation_id != generation:
+                break
+            if not (active is None or tp in active or tp in self._buffered_partitions):
+                continue
+            if tp.topic not in self.batch_topics:
+                for record in records:
+                    yield tp, self._to_message(tp, record)
+            elif records and epochs.get(tp, 0) == self.epochs.get(tp, 0):
+                yield tp, self._batch_message(tp, records, generation)
+
+    def _batch_message(self, tp: TP, records: list[Any], generation: int) -> ConsumerMessage:
+        last = records[-1]
+        raw = [RawRecord(r.offset, r.timestamp, r.key, r.value, tuple(r.headers)) for r in records]
+        batch = RecordBatch(tp.topic, tp.partition, self.epochs.get(tp, 0), raw)
+        size = sum(len(r.value or b"") for r in records)
+        return ConsumerMessage(
+            tp.topic,
+            tp.partition,
+            last.offset,
+            last.timestamp / 1000.0,
+            last.timestamp_type,
+            None,
+            None,
+            batch,
+            None,
+            0,
+            size,
+            tp,
+            generation_id=generation,
+        )
+
+    async def perform_seek(self) -> None:
+        """Called by Faust's recovery after every rebalance, while the flow stands still."""
+        assigned = {TP(tp.topic, tp.partition) for tp in self.assignment()}
+        if self.on_seek is not None:
+            await self.on_seek({tp for tp in assigned if tp.topic in self.batch_topics})
+
+    async def seek_to(self, tp: TP, position: int | None) -> None:
+        """Read `tp` from `position` on (None = from the earliest record held); batches on their way become stale."""
+        self.epochs[tp] = self.epochs.get(tp, 0) + 1
+        self._applied.pop(tp, None)
+        self._read_offset[tp] = position
+        if position is None:
+            await self._thread.seek_to_beginning(tp)
+        else:
+            await self._seek(tp, position)
+
+    def applied(self, tp: TP, position: int) -> None:
+        """Tell what may be committed to the group: all below `position` is in the features."""
+        self._applied[tp] = position
+
+    async def commit_now(self, offsets: Mapping[TP, int]) -> bool:
+        """Commit to the group at once. False when the broker refuses, as it does for a stale generation."""
+        return bool(await self._commit(offsets))
+
+    def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterable[TP]:
+        return list(self._applied)
+
+    def _new_offset(self, tp: TP) -> int | None:
+        return self._applied.get(tp)
+
+    async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
+        """Offsets inside a batch are no gaps; lanes report real ones."""
+
+    def verify_event_path(self, now: float, tp: TP) -> None:
+        """Faust's check counts messages, which are batches here, and would cry wolf."""
+
+
+class BatchTransport(driver.Transport):  # type: ignore[misc]
+    """Faust's aiokafka transport with the batch consumer."""
+
+    Consumer = BatchConsumer
