@@ -21,15 +21,18 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 import redis.asyncio as redis_asyncio
+from numpy.typing import NDArray
 from redis import exceptions as redis_errors
 from redis.asyncio.cluster import RedisCluster
 
+from feature_store.events import item_id_of
 from feature_store.features import FEATURES, BucketRows
 from feature_store.items import Item, ProductState
 from feature_store.layout import (
     LAYOUT_VERSION,
     MAX_EXACT,
     MAX_KEYS,
+    STORED_FREQS,
     ForecastSummary,
     Keys,
     SeriesSums,
@@ -125,6 +128,15 @@ class Done(NamedTuple):
     item_id: str
     mark: int | None
     summary: ForecastSummary | None
+
+
+class Found(NamedTuple):
+    """What stands under an item: the partition's meta, and by frequency its sums (bucket, values) and last forecast."""
+
+    meta: dict[str, str]
+    item: Item
+    sums: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]
+    forecasts: dict[str, ForecastSummary | None]
 
 
 class FeatureStore:
@@ -305,22 +317,23 @@ class FeatureStore:
         reply = await self._run("forecasts_done", names, [msgspec.msgpack.encode(arguments)])
         _raise_if_not_owner(reply[0], claim)
 
-    async def look_up(self, partition: int, item_id: str) -> tuple[dict[str, str], Item, dict[str, Any]] | None:
-        """What stands under an item, without claiming: meta, the item, and by frequency its sums and last forecast."""
+    async def look_up(self, partition: int, product_id: str, location_id: str) -> Found | None:
+        """What stands under an item, without claiming its partition; None when it has had no orders."""
         meta = _text_map(_flat(await self._redis.hgetall(Keys(self._namespace, partition).meta)))
         keys = Keys(self._namespace, partition, meta.get("incarnation", ""))
+        item_id = item_id_of(product_id, location_id)
         raw = await self._redis.hget(keys.items, item_id)
         if raw is None:
             return None
-        found: dict[str, Any] = {}
-        for freq in ("5m", "1h", "1d"):
+        found = Found(meta, msgspec.json.decode(raw, type=Item), {}, {})
+        for freq in STORED_FREQS:
             _, buckets, values = unpack_sums([_flat(await self._redis.hgetall(keys.sums(freq, item_id)))])
             order = np.argsort(buckets)
-            found[freq] = (buckets[order], values[order])
+            found.sums[freq] = (buckets[order], values[order])
         for freq in self._forecast_freqs:
             summary = await self._redis.hget(keys.forecasts(freq), item_id)
-            found[f"forecast {freq}"] = summary and msgspec.json.decode(summary, type=ForecastSummary)
-        return meta, msgspec.json.decode(raw, type=Item), found
+            found.forecasts[freq] = summary and msgspec.json.decode(summary, type=ForecastSummary)
+        return found
 
     def _keys(self, claim: Claim) -> Keys:
         return Keys(self._namespace, claim.partition, claim.incarnation)

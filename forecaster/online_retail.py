@@ -172,7 +172,9 @@ def read(path: Path) -> OrderLines:
         return _clean(pq.read_table(path, columns=sorted(_PUBLISHED)))
     if set(SLICE_SCHEMA.names) <= names:
         return _from_slice(pq.read_table(path, columns=SLICE_SCHEMA.names))
-    raise ValueError(f"{path} is neither Online Retail II as published nor a slice of it: its columns are {sorted(names)}")
+    raise ValueError(
+        f"{path} is neither Online Retail II as published nor a slice of it: its columns are {sorted(names)}"
+    )
 
 
 _PUBLISHED = {"Invoice", "StockCode", "Description", "Quantity", "InvoiceDate", "Price"}

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from forecaster.contract import OUTPUTS, ROWS_PER_PASS
+from forecaster.contract import FREQ_CODES, INPUTS, OUTPUTS, ROWS_PER_PASS, WINDOWS
 from forecaster.inputs import ModelInputs, ModelOutputs
 
 
@@ -21,10 +21,9 @@ def forecast(model: nn.Module, inputs: ModelInputs) -> ModelOutputs:
     Raises:
         ValueError: the inputs' shapes or freq are not what the model takes.
     """
+    check(inputs)
     device = next(model.parameters()).device
     items, steps = len(inputs.context), inputs.known.shape[1] - inputs.context.shape[1]
-    if steps < 1:
-        raise ValueError(f"known has {inputs.known.shape[1]} buckets, context {inputs.context.shape[1]}: nothing to forecast")
     levels = OUTPUTS[0].dims[-1]
     out = ModelOutputs(
         np.empty((items, steps, levels), dtype=np.float32),
@@ -39,6 +38,28 @@ def forecast(model: nn.Module, inputs: ModelInputs) -> ModelOutputs:
             for target, values in zip(out, made, strict=True):
                 target[rows] = values[: rows.stop - first].cpu().numpy()
     return out
+
+
+def check(inputs: ModelInputs) -> None:
+    """Hold the inputs to the contract: shapes that agree, one freq with its lengths.
+
+    Raises:
+        ValueError: says which tensor is wrong and what it ought to be.
+    """
+    items = len(inputs.freq)
+    codes = set(inputs.freq.flatten().tolist())
+    names = [freq for freq, code in FREQ_CODES.items() if codes == {code}]
+    if not names:
+        raise ValueError(f"freq must be one of the codes {FREQ_CODES} and the same in all {items} rows, not {codes}")
+    window = WINDOWS.get(names[0])
+    length, total = inputs.context.shape[1], inputs.known.shape[1]
+    if window is None or length != window.context_length or not 1 <= total - length <= window.max_prediction_length:
+        raise ValueError(f"{names[0]} with {length} context and {total - length} prediction buckets is not {window}")
+    for tensor, array in zip(INPUTS, inputs, strict=True):
+        free = {"context": length, "available_fraction": length, "known": total}.get(tensor.name, -1)
+        expected = (items, *(free if size == -1 else size for size in tensor.dims))
+        if array.shape != expected:
+            raise ValueError(f"{tensor.name} has shape {array.shape}, expected {expected}")
 
 
 def _padded(rows: NDArray[np.float32] | NDArray[np.int32]) -> NDArray[np.float32] | NDArray[np.int32]:

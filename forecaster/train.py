@@ -91,7 +91,11 @@ def validation_loss(model: PatchTransformer, windows: Sequence[Window]) -> float
 
 
 def fit(
-    model: PatchTransformer, batches: Callable[[], Window], validation: Sequence[Window], plan: Plan, quiet: bool = False
+    model: PatchTransformer,
+    batches: Callable[[], Window],
+    validation: Sequence[Window],
+    plan: Plan,
+    quiet: bool = False,
 ) -> float:
     """Train `model` in place; it ends as the averaged weights that were best on the validation windows.
 

@@ -1,7 +1,7 @@
 """The composition root: wires Faust, lanes, feature store, scheduler and forecast client into a worker.
 
-Agents are thin: each hands the batches of one topic to the lane of their partition. `Worker` owns the lanes and everything
-that lives as long as the process.
+Agents are thin: each hands the batches of one topic to the lane of their partition. `Worker` owns the lanes and
+everything that lives as long as the process.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _DRAIN_S = 20.0
 
 
 class Worker(Service):  # type: ignore[misc]
-    """Everything between Faust's agents and the outside: lanes, store, scheduler, model. Started before the consumer."""
+    """All between Faust's agents and the outside: lanes, store, scheduler, model. Starts before the consumer."""
 
     logger = logger
 

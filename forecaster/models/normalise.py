@@ -71,9 +71,7 @@ def scales(context: Tensor, running: Tensor, elapsed: Tensor, half_life: float, 
     sold = units.sum(1, keepdim=True) + now
     revenue = past[:, :, _REVENUE].sum(1, keepdim=True) + running[:, _REVENUE, None]
     price = torch.where(sold > 0, revenue / sold.clamp_min(1e-9), torch.zeros_like(sold))
-    return Scales(
-        mean.clamp_min(_MIN_SCALE), typical, rate("order_lines"), rate("views"), rate("add_to_carts"), price
-    )
+    return Scales(mean.clamp_min(_MIN_SCALE), typical, rate("order_lines"), rate("views"), rate("add_to_carts"), price)
 
 
 def _log_ratio(value: Tensor, reference: Tensor) -> Tensor:
@@ -171,9 +169,13 @@ def item_features(context: Tensor, days_since_launch: Tensor, scale: Scales) -> 
     units = context[:, :, _UNITS]
     seen = torch.isfinite(units)
     share_seen = seen.to(units.dtype).mean(1, keepdim=True)
-    share_selling = (torch.nan_to_num(units) > 0).to(units.dtype).sum(1, keepdim=True) / seen.sum(1, keepdim=True).clamp_min(1)
+    share_selling = (torch.nan_to_num(units) > 0).to(units.dtype).sum(1, keepdim=True) / seen.sum(
+        1, keepdim=True
+    ).clamp_min(1)
     recent = units[:, -units.shape[1] // 8 :]
-    recent_mean = torch.nan_to_num(recent).sum(1, keepdim=True) / torch.isfinite(recent).sum(1, keepdim=True).clamp_min(1)
+    recent_mean = torch.nan_to_num(recent).sum(1, keepdim=True) / torch.isfinite(recent).sum(1, keepdim=True).clamp_min(
+        1
+    )
     age = torch.nan_to_num(days_since_launch).clamp(0, 3650)
     return torch.cat(
         [

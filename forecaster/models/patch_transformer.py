@@ -242,7 +242,14 @@ class PatchTransformer(PreTrainedModel):  # type: ignore[misc]
         cumulative = torch.cat([quantiles[:, :1], _quantiles(out[:, 1:, levels : 2 * levels])], dim=1)
         # Ends at 0 with the bucket; before its last quarter it leaves the network alone.
         remainder = (4 * (1 - elapsed)).clamp(0, 1)
-        return Scaled(quantiles, out[..., -1].clamp(-_MAX_LOG, _MAX_LOG), cumulative, scale.units, remainder, scale.typical / scale.units)
+        return Scaled(
+            quantiles,
+            out[..., -1].clamp(-_MAX_LOG, _MAX_LOG),
+            cumulative,
+            scale.units,
+            remainder,
+            scale.typical / scale.units,
+        )
 
     def _one_freq(self, freq: Tensor, context: Tensor) -> str:
         codes = set(freq.flatten().tolist())

@@ -1,0 +1,271 @@
+"""`shelfcast demo`: four weeks of real orders through the whole of shelfcast, on servers of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.live import Live
+
+from feature_store.calendar_time import bucket_start_ms
+from forecaster.accuracy import wape
+from forecaster.contract import QUANTILE_LEVELS
+from worker.demo_events import TIME_ZONE, DemoEvents, load_demo_events
+from worker.demo_screen import Progress, live_table, summary_panel
+from worker.demo_watch import ForecastWatch
+from worker.die_with_parent import die_with_parent
+from worker.errors import ShelfcastError
+from worker.local_server import free_port
+from worker.local_stack import LocalStack
+from worker.replay import Replayer
+from worker.settings import Settings, load_settings
+from worker.topics import ensure_topics, kafka_client_config
+
+_HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
+_AFTER_MIDNIGHT_MS = 5 * 60_000  # a day's books are closed five minutes after it
+_SHOWN = 12
+_ANSWER_S = 60.0
+_LOW, _MIDDLE, _HIGH = (QUANTILE_LEVELS.index(level) for level in (0.1, 0.5, 0.9))
+
+
+class DemoError(ShelfcastError):
+    """The demo's worker died or fell silent; quotes its log."""
+
+
+@click.command("demo")
+@click.option("--speed", default=0.0, help="Shop seconds a second; 0 = as fast as forecasts come.", show_default=True)
+@click.option("--seconds", default=0.0, help="Stop replaying after this long; 0 = at the end.", show_default=True)
+@click.option("--items", default=600, help="The busiest products.", show_default=True)
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the summary here.")
+def command(speed: float, seconds: float, items: int, json_file: Path | None) -> None:
+    """Replay four weeks of real orders and watch forecasts change."""
+    console = Console()
+    console.print("Starting a Kafka-compatible broker, Redis and Triton on this machine …")
+    with LocalStack() as stack:
+        console.print(f"Ready. Logs of the servers and the worker are in {stack.logs} while the demo runs.")
+        summary = run_demo(stack, console, speed=speed, seconds=seconds, items=items)
+    console.print(summary_panel(summary))
+    if json_file is not None:
+        json_file.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+
+
+def demo_environment(stack: LocalStack) -> dict[str, str]:
+    """Settings of the demo's worker: a replay with daily forecasts in the shop's own time zone."""
+    return {
+        "SHELFCAST_KAFKA_BOOTSTRAP_SERVERS": stack.bootstrap_servers,
+        "SHELFCAST_KAFKA_SESSION_TIMEOUT_S": "6",
+        "SHELFCAST_REDIS_URL": stack.redis_url,
+        "SHELFCAST_TRITON_URL": stack.triton_url,
+        "SHELFCAST_NAMESPACE": "demo",
+        "SHELFCAST_PARTITION_COUNT": "4",
+        "SHELFCAST_CLOCK": "event",
+        "SHELFCAST_TIME_ZONE": TIME_ZONE,
+        "SHELFCAST_CURRENCY": "GBP",
+        "SHELFCAST_FORECAST_FREQS": "1d",
+        "SHELFCAST_WEB_PORT": str(free_port()),
+    }
+
+
+class WorkerProcess:
+    """A `shelfcast worker` of its own, its output in a log file."""
+
+    def __init__(self, settings: dict[str, str], log: Path) -> None:
+        self.log = log
+        self._port = settings["SHELFCAST_WEB_PORT"]
+        self._output: IO[bytes] = log.open("ab")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "worker", "worker"],
+            env={**{k: v for k, v in os.environ.items() if not k.startswith("SHELFCAST_")}, **settings},
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            preexec_fn=die_with_parent(os.getpid()),  # noqa: PLW1509 - set before any thread is started
+        )
+
+    def wait_until_ready(self, timeout_s: float = 60.0) -> None:
+        """Raises DemoError when the worker ends or is not ready in time."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            self.raise_if_dead()
+            with contextlib.suppress(urllib.error.URLError, OSError):
+                if urllib.request.urlopen(f"http://127.0.0.1:{self._port}/ready", timeout=1).status == 200:  # noqa: S310
+                    return
+            time.sleep(0.1)
+        raise DemoError(f"the worker was not ready after {timeout_s:.0f} s:\n{self.tail()}")
+
+    def raise_if_dead(self) -> None:
+        """Raises DemoError with the end of the log."""
+        if self.process.poll() is not None:
+            raise DemoError(f"the worker ended with exit code {self.process.returncode}:\n{self.tail()}")
+
+    def tail(self) -> str:
+        """The end of the log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-25:])
+
+    def stop(self) -> int:
+        """SIGTERM, and the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(timeout=60)
+        finally:
+            self._output.close()
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+        self.process.wait()
+        self._output.close()
+
+
+class Step(NamedTuple):
+    """Records to send, and the shop time at which they are all due."""
+
+    first: int
+    stop: int
+    tick_ms: int
+
+
+def steps_of(events: DemoEvents, settings: Settings) -> Iterator[Step]:
+    """An hour a step, leaving out hours in which nothing happens, and a step just after each local midnight."""
+    calendar = settings.shop_calendar()
+    days = calendar.buckets("1d", np.array([events.first_ms, events.last_ms]), ["", ""])
+    midnights = bucket_start_ms("1d", np.arange(days[0] + 1, days[1] + 2), settings.time_zone) + _AFTER_MIDNIGHT_MS
+    hours = np.arange(events.first_ms // _HOUR_MS + 1, events.last_ms // _HOUR_MS + 2) * _HOUR_MS
+    times = np.array([record.timestamp_ms for record in events.records])
+    first = 0
+    closing = set(midnights.tolist())
+    for tick_ms in sorted({*hours.tolist(), *closing}):
+        stop = int(np.searchsorted(times, tick_ms))
+        if stop > first or tick_ms in closing:
+            yield Step(first, stop, tick_ms)
+        first = stop
+
+
+def run_demo(stack: LocalStack, console: Console, *, speed: float, seconds: float, items: int) -> dict[str, Any]:
+    """Start a worker on the stack, replay, show, and return the summary."""
+    started = time.monotonic()
+    environment = demo_environment(stack)
+    settings = load_settings(environment)
+    events = load_demo_events(settings, items)
+    ensure_topics(settings)
+    worker = WorkerProcess(environment, stack.logs / "worker.log")
+    watch = _watch(settings)
+    try:
+        worker.wait_until_ready()
+        watch.start()
+        with Live(console=console, refresh_per_second=8, transient=False) as live:
+            replayed = _replay(events, settings, watch, worker, live, speed=speed, seconds=seconds)
+        code = worker.stop()
+        if code != 0:
+            raise DemoError(f"the worker ended with exit code {code}:\n{worker.tail()}")
+    finally:
+        watch.stop()
+        if worker.process.poll() is None:
+            worker.kill()
+    return _summary(events, settings, watch, replayed, time.monotonic() - started)
+
+
+def _watch(settings: Settings) -> ForecastWatch:
+    aside = [f"{topic}.{kind}" for topic in settings.input_topics for kind in ("dlq", "late")]
+    return ForecastWatch(kafka_client_config(settings), settings.topic_forecasts, settings.topic_orders, aside)
+
+
+def _replay(
+    events: DemoEvents,
+    settings: Settings,
+    watch: ForecastWatch,
+    worker: WorkerProcess,
+    live: Live,
+    *,
+    speed: float,
+    seconds: float,
+) -> Step:
+    """Send step after step, each once the forecasts of the one before it are there. Returns the last step sent."""
+    replayer = Replayer(kafka_client_config(settings), settings.topic_clock, settings.partition_count)
+    began = time.monotonic()
+    busiest = list(dict.fromkeys(r.reference for r in events.records if r.reference))
+    lines = {product: 0 for product in busiest}
+    for record in events.records:
+        if record.reference:
+            lines[record.reference] += 1
+    busiest = sorted(busiest, key=lambda product: -lines[product])[:_SHOWN]
+    order_lines = 0
+    step = Step(0, 0, events.first_ms)
+    for step in steps_of(events, settings):
+        chunk = events.records[step.first : step.stop]
+        order_lines += sum(bool(record.reference) for record in chunk)
+        if speed:
+            due = began + (step.tick_ms - events.first_ms) / 1000 / speed
+            time.sleep(max(due - time.monotonic(), 0))
+        sent_s = time.monotonic()
+        watch.expect(replayer.send(chunk), sent_s)
+        replayer.tick(step.tick_ms)
+        _await_forecasts(watch, worker)
+        with watch.lock:
+            changed = {r.reference: 1.0 for r in chunk if r.reference}
+            progress = Progress(
+                step.tick_ms, order_lines, step.stop, watch.forecasts, time.monotonic() - began, changed
+            )
+            live.update(live_table(progress, busiest, events.titles, watch.latest, settings.time_zone))
+        if seconds and time.monotonic() - began > seconds:
+            break
+    return step
+
+
+def _await_forecasts(watch: ForecastWatch, worker: WorkerProcess) -> None:
+    deadline = time.monotonic() + _ANSWER_S
+    while not watch.wait_until_seen(1.0):
+        worker.raise_if_dead()
+        if time.monotonic() > deadline:
+            raise DemoError(f"no forecast for {_ANSWER_S:.0f} s:\n{worker.tail()}")
+    if watch.failure:
+        raise DemoError(f"reading forecasts: {watch.failure}")
+
+
+def _summary(
+    events: DemoEvents, settings: Settings, watch: ForecastWatch, last: Step, wall_s: float
+) -> dict[str, Any]:
+    sent = events.records[: last.stop]
+    first_day, last_day = settings.shop_calendar().buckets("1d", np.array([events.first_ms, last.tick_ms]), ["", ""])
+    actual, median, low, high, naive = [], [], [], [], []
+    starts = bucket_start_ms("1d", np.arange(first_day, last_day + 1), settings.time_zone).tolist()
+    for (item_id, start), ahead in watch.day_ahead.items():
+        # Days that are over, and whose same day a week before was replayed too.
+        day = int(first_day) + starts.index(start)
+        if not first_day + 7 <= day < last_day:
+            continue
+        actual.append(events.sales.get((item_id, day), 0.0))
+        naive.append(events.sales.get((item_id, day - 7), 0.0))
+        median.append(ahead.quantiles[_MIDDLE])
+        low.append(ahead.quantiles[_LOW])
+        high.append(ahead.quantiles[_HIGH])
+    y = np.array(actual)
+    latencies_ms = np.array(watch.latencies_s or [0.0]) * 1000
+    return {
+        "events": len(sent),
+        "order_lines": sum(bool(record.reference) for record in sent),
+        "forecasts": watch.forecasts,
+        "items": len(watch.latest),
+        "rejects": watch.rejects,
+        "latency_ms": {
+            "p50": round(float(np.percentile(latencies_ms, 50)), 1),
+            "p99": round(float(np.percentile(latencies_ms, 99)), 1),
+        },
+        "wape": round(float(wape(y, np.array(median))), 4) if len(y) else None,
+        "seasonal_naive_wape": round(float(wape(y, np.array(naive))), 4) if len(y) else None,
+        "coverage_80": round(float(np.mean((y >= np.array(low)) & (y <= np.array(high)))), 4) if len(y) else None,
+        "days": int(last_day - first_day),
+        "wall_s": round(wall_s, 1),
+    }
