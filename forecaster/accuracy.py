@@ -1,7 +1,7 @@
 """Scores of forecasts. numpy in, a float out; the definitions are GluonTS' and fev's, and say where they differ.
 
-Arrays are target (…, step) and quantiles (…, step, quantile) or point forecasts (…, step); steps whose target is NaN are
-left out. A score of nothing, or one divided by 0, is NaN.
+Arrays are target (…, step) and quantiles (…, step, quantile) or point forecasts (…, step); steps whose target is NaN
+are left out. A score of nothing, or one divided by 0, is NaN.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ Array = NDArray[np.float64] | NDArray[np.float32]
 def pinball(target: Array, quantiles: Array, levels: Sequence[float]) -> NDArray[np.float64]:
     """2 · |(y - f) · (1[y <= f] - q)|: float64 (…, step, quantile), NaN where the target is.
 
-    The factor 2 makes the loss of the median the absolute error: Gneiting and Raftery (2007); GluonTS' quantile_loss, fev.
+    The factor 2 makes the loss of the median the absolute error: Gneiting and Raftery (2007); GluonTS'
+    quantile_loss, fev.
     """
     miss = np.asarray(target, dtype=np.float64)[..., None] - np.asarray(quantiles, dtype=np.float64)
     q = np.asarray(levels, dtype=np.float64)
@@ -29,7 +30,7 @@ def wql(target: Array, quantiles: Array, levels: Sequence[float]) -> float:
 
     GluonTS' mean_weighted_sum_quantile_loss, fev's WQL.
     """
-    return _ratio(np.nansum(pinball(target, quantiles, levels)) / len(levels), _total(target))
+    return _ratio(float(np.nansum(pinball(target, quantiles, levels))) / len(levels), _total(target))
 
 
 def sql(target: Array, quantiles: Array, levels: Sequence[float], scale: Array) -> float:
@@ -48,7 +49,8 @@ def mase(target: Array, point: Array, scale: Array) -> float:
 
 
 def seasonal_error(past: Array, season: int) -> NDArray[np.float64]:
-    """Scale of MASE and SQL: mean of |y[t] - y[t - season]| over the past (…, time); NaN days are left out. float64 (…)."""
+    """Scale of MASE and SQL: mean of |y[t] - y[t - season]| over the past (…, time); NaN days are left out. float64
+    (…)."""
     values = np.asarray(past, dtype=np.float64)
     step = np.abs(values[..., season:] - values[..., :-season])
     known = np.isfinite(step)
@@ -72,10 +74,11 @@ def bias(target: Array, point: Array) -> float:
 
 
 def coverage(target: Array, lower: Array, upper: Array) -> float:
-    """Share of targets with lower <= y <= upper. Demand of 0 on a lower quantile of 0 is covered, so that intermittent items
-    cover more than the levels promise."""
-    known = np.isfinite(target)
-    inside = (np.asarray(target) >= lower) & (np.asarray(target) <= upper)
+    """Share of targets with lower <= y <= upper. Demand of 0 on a lower quantile of 0 is covered, so that
+    intermittent items cover more than the levels promise."""
+    values = np.asarray(target, dtype=np.float64)
+    known = np.isfinite(values)
+    inside = (values >= np.asarray(lower)) & (values <= np.asarray(upper))
     return _ratio(float((inside & known).sum()), float(known.sum()))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -76,7 +76,8 @@ class History:
         return int(self.batch.event_time_ms[0])
 
     def first_order_ms(self, series: NDArray[np.int64], start_ms: int) -> NDArray[np.int64]:
-        """Each series' first order line at or after `start_ms`: int64 (item,); past the end of time where there is none."""
+        """Each series' first order line at or after `start_ms`: int64 (item,); past the end of time where there is
+        none."""
         key = series << _TIME_BITS
         at = np.searchsorted(self._order_key, key + start_ms)
         found = self._order_key[np.minimum(at, len(self._order_key) - 1)]
@@ -184,8 +185,8 @@ class Sampling(NamedTuple):
     items: int
 
 
-# Days of past that a drawn window may see, and how often. None = all there is. A worker starts cold, so that windows of a
-# few weeks must be as familiar as full ones.
+# Days of past that a drawn window may see, and how often. None = all there is. A worker starts cold, so that windows
+# of a few weeks must be as familiar as full ones.
 _PAST_DAYS: tuple[tuple[tuple[int, int] | None, float], ...] = (
     (None, 0.45),
     ((28, 120), 0.10),
@@ -196,8 +197,8 @@ _SHARE_ON_BOUNDARY = 0.25
 
 
 def draw(history: History, freq: str, sampling: Sampling, rng: np.random.Generator) -> Window | None:
-    """A window at a random cutoff: any moment of the day, trading hours preferred, some exactly on a bucket's edge; items
-    drawn by the square root of their recent order lines, so that busy ones come more often and no item never.
+    """A window at a random cutoff: any moment of the day, trading hours preferred, some exactly on a bucket's edge;
+    items drawn by a power of their recent order lines, so that busy ones come more often and no item never.
     None where too few items are known at that cutoff."""
     zone = history.calendar.time_zone
     day = int(bucket_of("1d", rng.integers(sampling.first_ms, sampling.last_ms, size=1), zone)[0])
@@ -211,7 +212,7 @@ def draw(history: History, freq: str, sampling: Sampling, rng: np.random.Generat
     known = np.flatnonzero(history.order_lines(start_ms, cutoff_ms))
     if len(known) < sampling.items:
         return None
-    weights = np.sqrt(lines[known]) + 0.15
+    weights = lines[known] ** 0.7 + 0.15
     series = rng.choice(known, size=sampling.items, replace=False, p=weights / weights.sum())
     return history.window(freq, cutoff_ms, series, WINDOWS[freq].max_prediction_length, start_ms)
 
@@ -233,7 +234,7 @@ def stack(windows: Sequence[Window]) -> Window:
     return Window(inputs, units, np.concatenate([w.cumulative_units for w in windows]))
 
 
-def prefetched(make: Callable[[], Window], depth: int = 4) -> Iterator[Window]:
+def prefetched(make: Callable[[], Window], depth: int = 4) -> Generator[Window, None, None]:
     """Windows made one after another by a thread of their own, `depth` ahead, in the order they were made.
 
     Closing the iterator ends the thread; an exception of `make` is raised here.

@@ -1,14 +1,14 @@
 """Online Retail II as order events: what is goods and what is not, cancellations, prices, the shop's local time.
 
-Online Retail II, Daqing Chen, UCI Machine Learning Repository, doi 10.24432/C5CG6D, CC BY 4.0: two years of order lines of
-a British web shop for gifts, many of whose customers are wholesalers. Times are the shop's own, to the minute.
+Online Retail II, Daqing Chen, UCI Machine Learning Repository, doi 10.24432/C5CG6D, CC BY 4.0: two years of order
+lines of a British web shop for gifts, many of whose customers are wholesalers. Times are the shop's own, to the minute.
 
 What is left out, and why:
 
-* lines that are not goods. Goods have codes of five digits and perhaps letters (85123A); beside them stand the catalogue's
-  second range DCGS… and one stray, SP1002. Everything else is bookkeeping: postage (POST, DOT, C2, C3), manual lines and
-  discounts (M, D, S), fees (BANK CHARGES, AMAZONFEE), charity (CRUK), bad debt (B), swatches (PADS), vouchers (gift_…),
-  tests and corrections (TEST…, ADJUST…);
+* lines that are not goods. Goods have codes of five digits and perhaps letters (85123A); beside them stand a second
+  range of the catalogue, DCGS…, and one stray, SP1002. Everything else is bookkeeping: postage (POST, DOT, C2, C3),
+  manual lines and discounts (M, D, S), fees (BANK CHARGES, AMAZONFEE), charity (CRUK), bad debt (B), swatches
+  (PADS), vouchers (gift_…), tests and corrections (TEST…, ADJUST…);
 * lines at a price of 0 or below: samples, write-offs, corrections of stock. Every negative quantity outside a
   cancellation is one of these.
 
@@ -160,15 +160,15 @@ def closures() -> list[CalendarEntry]:
 
 
 def read(path: Path) -> OrderLines:
-    """Clean order lines of a file, which is either the set as published (columns Invoice, StockCode, Description, Quantity,
-    InvoiceDate, Price) or a slice written by `write_slice`. Sorted by time.
+    """Clean order lines of a file, which is either the set as published (columns Invoice, StockCode, Description,
+    Quantity, InvoiceDate, Price) or a slice written by `write_slice`. Sorted by time.
 
     Raises:
         OSError: the file cannot be read.
         ValueError: the file has neither set of columns.
     """
     names = set(pq.read_schema(path).names)
-    if _PUBLISHED <= names:
+    if names >= _PUBLISHED:
         return _clean(pq.read_table(path, columns=sorted(_PUBLISHED)))
     if set(SLICE_SCHEMA.names) <= names:
         return _from_slice(pq.read_table(path, columns=SLICE_SCHEMA.names))
@@ -242,8 +242,8 @@ def _clean(table: Any) -> OrderLines:
 
 
 def _utc_ms(local_ms: NDArray[np.int64]) -> NDArray[np.int64]:
-    """UTC of the shop's local times. Offsets change on the hour, so each distinct hour is asked for once. Of the hour that
-    comes twice in autumn the first is meant: the shop is asleep then anyway."""
+    """UTC of the shop's local times. Offsets change on the hour, so each distinct hour is asked for once. Of the
+    hour that comes twice in autumn the first is meant: the shop is asleep then anyway."""
     zone, epoch = ZoneInfo(TIME_ZONE), dt.datetime(1970, 1, 1)
     hours, hour = np.unique(local_ms // _HOUR_MS, return_inverse=True)
     local = (epoch + dt.timedelta(hours=int(h)) for h in hours)
@@ -252,8 +252,8 @@ def _utc_ms(local_ms: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def write_slice(source: Path, out: Path, start: dt.date, end: dt.date) -> int:
-    """Write the clean lines of the local dates `start` to `end`, both inclusive, as the columns of SLICE_SCHEMA: what a demo
-    sends and what may be shipped. No customer and no country is in it. Returns the number of lines."""
+    """Write the clean lines of the local dates `start` to `end`, both inclusive, as the columns of SLICE_SCHEMA:
+    what a demo sends and what may be shipped. No customer and no country is in it. Returns the number of lines."""
     lines = read(source).between(day_start_ms(start), day_start_ms(end + dt.timedelta(days=1)))
     kinds = np.where(lines.action == Action.CANCEL, "cancel", "sale").tolist()
     columns = [

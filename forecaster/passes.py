@@ -1,10 +1,12 @@
 """Forward passes of one fixed number of rows.
 
-A matrix product's last bits depend on its shape, so a row's forecast would depend on how many rows stand beside it. Every
-pass here has ROWS_PER_PASS rows, the last one padded; serving and evaluation both go through this loop.
+A matrix product's last bits depend on its shape, so a row's forecast would depend on how many rows stand beside it.
+Every pass here has ROWS_PER_PASS rows, the last one padded; serving and evaluation both go through this loop.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +64,7 @@ def check(inputs: ModelInputs) -> None:
             raise ValueError(f"{tensor.name} has shape {array.shape}, expected {expected}")
 
 
-def _padded(rows: NDArray[np.float32] | NDArray[np.int32]) -> NDArray[np.float32] | NDArray[np.int32]:
+def _padded(rows: NDArray[Any]) -> NDArray[Any]:
     """The rows, the last one repeated until there are ROWS_PER_PASS."""
     if len(rows) == ROWS_PER_PASS:
         return np.ascontiguousarray(rows)

@@ -1,12 +1,12 @@
 """An invented shop: demand with the habits of retail, as the very events a real shop would send. Seeded, numpy only.
 
 What is in it: fast and intermittent items; a day, a week and a year in demand; trend and level shifts; promotions with
-price drops, announced in the product's calendar; launches; closed days, announced in the shop's; rare bulk orders; clicks
-that lead sales; reviews that trail them; cancellations. What is not: stock-outs, cannibalisation, competitors.
+price drops, announced in the product's calendar; launches; closed days, announced in the shop's; rare bulk orders;
+clicks that lead sales; reviews that trail them; cancellations. What is not: stock-outs, cannibalisation, competitors.
 
 Order lines of an item are Poisson in each hour, with a gamma-distributed mood of the day, so that daily totals are
-over-dispersed as real ones are (negative binomial). Products carry no category and no brand: a model must not learn codes
-that mean something else in the shop it will serve.
+over-dispersed as real ones are (negative binomial). Products carry no category and no brand: a model must not learn
+codes that mean something else in the shop it will serve.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def generate(
 
 
 def _open_days(first: int, days: int, time_zone: str, rng: np.random.Generator) -> NDArray[np.float64]:
-    """1 on the days on which the shop trades: not on its weekly day of rest, if it keeps one, nor at Christmas or on a few
-    holidays of its own."""
+    """1 on the days on which the shop trades: not on its weekly day of rest, if it keeps one, nor at Christmas or on
+    a few holidays of its own."""
     clock = local_clock("1d", first + np.arange(days), time_zone)
     rest_day = int(rng.integers(0, 14))  # a weekday, or none in half of the shops
     closed = (clock[:, 1] == rest_day) | np.isin(clock[:, 3], _CHRISTMAS) | (rng.random(days) < 0.01)
@@ -229,8 +229,8 @@ def _merge(parts: list[_Events], items: int, end_ms: int) -> EventBatch:
 
 
 def invent_clicks(orders: EventBatch, seed: int, views_per_line: float = 3.0) -> EventBatch:
-    """Clicks that a shop's real orders might have left behind, for shops that recorded none: orders and clicks together,
-    in time order. INVENTED: nobody clicked these; whoever shows them must say so.
+    """Clicks that a shop's real orders might have left behind, for shops that recorded none: orders and clicks
+    together, in time order. INVENTED: nobody clicked these; whoever shows them must say so.
 
     Half of the views come before an order line, some hours ahead (exponential, three hours on average); half come from
     visitors who did not buy, at any time within two days of an order line. One order line in three was in a cart first.

@@ -1,4 +1,5 @@
-"""Training: windows of Online Retail II and of invented shops, through the worker's own functions, into Triton's folder."""
+"""Training: windows of Online Retail II and of invented shops, through the worker's own functions, into Triton's
+folder."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import click
 import numpy as np
@@ -29,7 +31,7 @@ from forecaster.models.patch_transformer import PatchTransformer, PatchTransform
 _DAY_MS = 86_400_000
 _UNITS = FEATURE_INDEX["units"]
 _FREQS = ("1d", "1h")
-_SHARE_DAILY = 0.55
+_SHARE_DAILY = 0.6
 _VALIDATION_DAYS = 28
 # The first days of a record hold too little past to learn from.
 _BURN_IN_DAYS = 5
@@ -48,12 +50,12 @@ class Source:
 class Plan:
     """How long and how to train. `minutes` ends a run that is slower than thought; the schedule then ends with it."""
 
-    steps: int = 4000
+    steps: int = 6000
     minutes: float = math.inf
     seed: int = 0
     learning_rate: float = 2e-3
     windows_per_batch: int = 8
-    items_per_window: int = 32
+    items_per_window: int = 20
     validate_every: int = 250
     patience: int = 8  # validations without improvement
 
@@ -102,7 +104,8 @@ def fit(
     Returns the best validation loss. A KeyboardInterrupt ends training early and is not passed on.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=plan.learning_rate, weight_decay=0.01)
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.995))
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.995))  # type: ignore[no-untyped-call]
+    smooth = cast(PatchTransformer, averaged.module)
     best = (math.inf, {name: value.clone() for name, value in model.state_dict().items()})
     without_gain, started = 0, time.monotonic()
     progress = tqdm(total=plan.steps, unit="step", disable=quiet, dynamic_ncols=True)
@@ -120,11 +123,11 @@ def fit(
             averaged.update_parameters(model)
             progress.update()
             if step % plan.validate_every == 0 or done >= 1:
-                score = validation_loss(averaged.module, validation)
+                score = validation_loss(smooth, validation)
                 progress.set_postfix(validation=f"{score:.4f}", best=f"{min(score, best[0]):.4f}")
                 without_gain += 1
                 if score < best[0]:
-                    best = (score, {name: value.clone() for name, value in averaged.module.state_dict().items()})
+                    best = (score, {name: value.clone() for name, value in smooth.state_dict().items()})
                     without_gain = 0
             if done >= 1 or without_gain >= plan.patience:
                 break
@@ -203,7 +206,7 @@ def validation_windows(history: History, seed: int, count: int = 8) -> list[Wind
     help="Last local date of Online Retail II that may be seen; its last four weeks choose the best weights.",
 )
 @click.option("--synthetic", "synthetic_items", default=600, show_default=True, help="Items of invented shops.")
-@click.option("--steps", default=4000, show_default=True, help="Batches to train on.")
+@click.option("--steps", default=6000, show_default=True, help="Batches to train on.")
 @click.option("--minutes", default=20.0, show_default=True, help="Stop after this long, whatever --steps says.")
 @click.option(
     "--output",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import ssl
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
@@ -361,7 +362,8 @@ def _add_pages(app: faust.App, worker: Worker) -> None:
 
     @app.page("/ready")  # type: ignore[untyped-decorator]
     async def ready(web: Any, request: Any) -> Any:
-        return web.text("ready\n") if worker.is_ready() else web.text("not ready\n", status=503)
+        # The process id tells whoever started this worker that no other one answers on its port.
+        return web.text(f"ready {os.getpid()}\n") if worker.is_ready() else web.text("not ready\n", status=503)
 
     @app.page("/metrics")  # type: ignore[untyped-decorator]
     async def metrics_page(web: Any, request: Any) -> Any:

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
@@ -26,30 +19,27 @@ from forecaster.contract import QUANTILE_LEVELS
 from worker.demo_events import TIME_ZONE, DemoEvents, load_demo_events
 from worker.demo_screen import Progress, live_table, summary_panel
 from worker.demo_watch import ForecastWatch
-from worker.die_with_parent import die_with_parent
-from worker.errors import ShelfcastError
-from worker.local_server import free_port
+from worker.errors import TopicError
 from worker.local_stack import LocalStack
+from worker.local_worker import LocalWorker
 from worker.replay import Replayer
 from worker.settings import Settings, load_settings
 from worker.topics import ensure_topics, kafka_client_config
 
-_HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
+_HOUR_MS = 3_600_000
 _AFTER_MIDNIGHT_MS = 5 * 60_000  # a day's books are closed five minutes after it
 _SHOWN = 12
 _ANSWER_S = 60.0
 _LOW, _MIDDLE, _HIGH = (QUANTILE_LEVELS.index(level) for level in (0.1, 0.5, 0.9))
 
 
-class DemoError(ShelfcastError):
-    """The demo's worker died or fell silent; quotes its log."""
-
-
 @click.command("demo")
 @click.option("--speed", default=0.0, help="Shop seconds a second; 0 = as fast as forecasts come.", show_default=True)
 @click.option("--seconds", default=0.0, help="Stop replaying after this long; 0 = at the end.", show_default=True)
 @click.option("--items", default=600, help="The busiest products.", show_default=True)
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the summary here.")
+@click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the summary here."
+)
 def command(speed: float, seconds: float, items: int, json_file: Path | None) -> None:
     """Replay four weeks of real orders and watch forecasts change."""
     console = Console()
@@ -75,58 +65,7 @@ def demo_environment(stack: LocalStack) -> dict[str, str]:
         "SHELFCAST_TIME_ZONE": TIME_ZONE,
         "SHELFCAST_CURRENCY": "GBP",
         "SHELFCAST_FORECAST_FREQS": "1d",
-        "SHELFCAST_WEB_PORT": str(free_port()),
     }
-
-
-class WorkerProcess:
-    """A `shelfcast worker` of its own, its output in a log file."""
-
-    def __init__(self, settings: dict[str, str], log: Path) -> None:
-        self.log = log
-        self._port = settings["SHELFCAST_WEB_PORT"]
-        self._output: IO[bytes] = log.open("ab")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "worker", "worker"],
-            env={**{k: v for k, v in os.environ.items() if not k.startswith("SHELFCAST_")}, **settings},
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-            preexec_fn=die_with_parent(os.getpid()),  # noqa: PLW1509 - set before any thread is started
-        )
-
-    def wait_until_ready(self, timeout_s: float = 60.0) -> None:
-        """Raises DemoError when the worker ends or is not ready in time."""
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            self.raise_if_dead()
-            with contextlib.suppress(urllib.error.URLError, OSError):
-                if urllib.request.urlopen(f"http://127.0.0.1:{self._port}/ready", timeout=1).status == 200:  # noqa: S310
-                    return
-            time.sleep(0.1)
-        raise DemoError(f"the worker was not ready after {timeout_s:.0f} s:\n{self.tail()}")
-
-    def raise_if_dead(self) -> None:
-        """Raises DemoError with the end of the log."""
-        if self.process.poll() is not None:
-            raise DemoError(f"the worker ended with exit code {self.process.returncode}:\n{self.tail()}")
-
-    def tail(self) -> str:
-        """The end of the log."""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-25:])
-
-    def stop(self) -> int:
-        """SIGTERM, and the exit code."""
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            return self.process.wait(timeout=60)
-        finally:
-            self._output.close()
-
-    def kill(self) -> None:
-        """SIGKILL."""
-        self.process.kill()
-        self.process.wait()
-        self._output.close()
 
 
 class Step(NamedTuple):
@@ -160,20 +99,19 @@ def run_demo(stack: LocalStack, console: Console, *, speed: float, seconds: floa
     settings = load_settings(environment)
     events = load_demo_events(settings, items)
     ensure_topics(settings)
-    worker = WorkerProcess(environment, stack.logs / "worker.log")
+    worker = LocalWorker(stack.directory, environment)
     watch = _watch(settings)
     try:
-        worker.wait_until_ready()
+        worker.start()
         watch.start()
         with Live(console=console, refresh_per_second=8, transient=False) as live:
             replayed = _replay(events, settings, watch, worker, live, speed=speed, seconds=seconds)
-        code = worker.stop()
-        if code != 0:
-            raise DemoError(f"the worker ended with exit code {code}:\n{worker.tail()}")
+        worker.stop()
+        if worker.exit_code != 0:
+            raise worker.failure(f"ended with exit code {worker.exit_code}")
     finally:
         watch.stop()
-        if worker.process.poll() is None:
-            worker.kill()
+        worker.kill()
     return _summary(events, settings, watch, replayed, time.monotonic() - started)
 
 
@@ -186,7 +124,7 @@ def _replay(
     events: DemoEvents,
     settings: Settings,
     watch: ForecastWatch,
-    worker: WorkerProcess,
+    worker: LocalWorker,
     live: Live,
     *,
     speed: float,
@@ -196,7 +134,7 @@ def _replay(
     replayer = Replayer(kafka_client_config(settings), settings.topic_clock, settings.partition_count)
     began = time.monotonic()
     busiest = list(dict.fromkeys(r.reference for r in events.records if r.reference))
-    lines = {product: 0 for product in busiest}
+    lines = dict.fromkeys(busiest, 0)
     for record in events.records:
         if record.reference:
             lines[record.reference] += 1
@@ -224,19 +162,18 @@ def _replay(
     return step
 
 
-def _await_forecasts(watch: ForecastWatch, worker: WorkerProcess) -> None:
+def _await_forecasts(watch: ForecastWatch, worker: LocalWorker) -> None:
     deadline = time.monotonic() + _ANSWER_S
     while not watch.wait_until_seen(1.0):
-        worker.raise_if_dead()
+        if not worker.is_running:
+            raise worker.failure("ended")
         if time.monotonic() > deadline:
-            raise DemoError(f"no forecast for {_ANSWER_S:.0f} s:\n{worker.tail()}")
+            raise worker.failure(f"made no forecast for {_ANSWER_S:.0f} s")
     if watch.failure:
-        raise DemoError(f"reading forecasts: {watch.failure}")
+        raise TopicError(f"reading forecasts: {watch.failure}")
 
 
-def _summary(
-    events: DemoEvents, settings: Settings, watch: ForecastWatch, last: Step, wall_s: float
-) -> dict[str, Any]:
+def _summary(events: DemoEvents, settings: Settings, watch: ForecastWatch, last: Step, wall_s: float) -> dict[str, Any]:
     sent = events.records[: last.stop]
     first_day, last_day = settings.shop_calendar().buckets("1d", np.array([events.first_ms, last.tick_ms]), ["", ""])
     actual, median, low, high, naive = [], [], [], [], []

@@ -52,7 +52,9 @@ def load_demo_events(settings: Settings, items: int, path: Path = DEMO_DATA) -> 
     rows = [row for row in rows if row["product_id"] in busiest]
     calendar = settings.shop_calendar()
     invent = random.Random(2011)  # noqa: S311 - a seeded generator, so that every run sends the same
-    records, titles, sales = [], {}, Counter[tuple[str, int]]()
+    records: list[ReplayRecord] = []
+    titles: dict[str, str] = {}
+    sales: Counter[tuple[str, int]] = Counter()
     times = [int(row["event_time"].timestamp() * 1000) for row in rows]
     days = calendar.buckets("1d", np.array(times, dtype=np.int64), [""] * len(times)).tolist()
     for n, (row, event_ms, day) in enumerate(zip(rows, times, days, strict=True)):

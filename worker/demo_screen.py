@@ -73,9 +73,7 @@ def live_table(
         ages = ", ".join(_age(forecast.feature_age_ms.get(source)) for source in _SOURCES)
         changed = "bold green" if progress.updated_at.get(item_id, 0.0) > 0 else ""
         sold = f"[{changed}]{forecast.observed:,.0f}[/{changed}]" if changed else f"{forecast.observed:,.0f}"
-        table.add_row(
-            item_id, titles.get(item_id, ""), sold, _band(forecast.steps[0]), _band(forecast.steps[1]), ages
-        )
+        table.add_row(item_id, titles.get(item_id, ""), sold, _band(forecast.steps[0]), _band(forecast.steps[1]), ages)
     foot = Text(
         "Orders are real (Online Retail II, CC BY 4.0). Clicks and reviews are invented from them. "
         "Ages are those of the newest event in the item's lane, in shop time.",
@@ -92,13 +90,21 @@ def summary_panel(summary: Mapping[str, Any]) -> Panel:
     table.add_column()
     latency = summary["latency_ms"]
     rows = [
-        ("events", f"{summary['events']:,}", f"{summary['order_lines']:,} real order lines, the rest invented from them"),
+        (
+            "events",
+            f"{summary['events']:,}",
+            f"{summary['order_lines']:,} real order lines, the rest invented from them",
+        ),
         ("forecasts", f"{summary['forecasts']:,}", f"of {summary['items']:,} items, 28 days each, with 19 quantiles"),
         ("rejected", f"{summary['rejects']:,}", "records that went to a dead-letter topic"),
         ("latency, median", f"{latency['p50']:,.0f} ms", "from sending an order to the forecast that has seen it"),
         ("latency, 99 %", f"{latency['p99']:,.0f} ms", "orders come in bursts of one shop hour"),
         ("WAPE", f"{summary['wape']:.3f}", "of the median, one day ahead, against what then sold (0 = perfect)"),
-        ("seasonal naive", f"{summary['seasonal_naive_wape']:.3f}", "WAPE of last week's same day, the same items and days"),
+        (
+            "seasonal naive",
+            f"{summary['seasonal_naive_wape']:.3f}",
+            "WAPE of last week's same day, the same items and days",
+        ),
         ("80 % band", f"{summary['coverage_80']:.0%}", "of days that sold within the 10 % to 90 % quantiles"),
         ("wall time", f"{summary['wall_s']:.0f} s", f"for {summary['days']} days of the shop"),
     ]

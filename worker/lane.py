@@ -135,7 +135,7 @@ class Lane:
             return
         async with self._lock:
             self._raise_if_closed()
-            await self._apply(self._not_yet_applied(records))
+            await self._apply(self._not_yet_applied(records), self._rules.now_ms())
         metrics.BATCH_SECONDS.observe(time.perf_counter() - started)
 
     async def _hold(self, topic: str, records: Sequence[Record]) -> None:
@@ -190,7 +190,7 @@ class Lane:
         for topic, next_offset in tick.next_offsets.items():  # 1
             due += await self._take_held(topic, next_offset)
         due.sort(key=lambda r: (r.timestamp_ms, r.topic, r.offset))  # 2
-        await self._apply(due)
+        await self._apply(due, tick.event_time)
         self._clock_ms = max(self._clock_ms, tick.event_time)  # 3
         if self._on_tick is not None:
             await self._on_tick(self)
@@ -220,8 +220,8 @@ class Lane:
         self._taken.set()
         return out
 
-    async def _apply(self, records: Sequence[Record]) -> None:
-        """Records to features, all or nothing.
+    async def _apply(self, records: Sequence[Record], now_ms: int) -> None:
+        """Records to features, all or nothing. Events far ahead of `now_ms` are rejected.
 
         1. Decode; part the late from the rest.
         2. Have Kafka acknowledge dead letters and late events, before any position moves past them.
@@ -230,15 +230,14 @@ class Lane:
         """
         if not records:
             return
-        now_ms = self.clock_ms()
         decoded = self._decode(records, now_ms)  # 1
         watermark_ms = self.watermark_ms()
         events, late = split_late(decoded.events, self._rules.retention, watermark_ms)
         plan = plan_batch(decoded._replace(events=events), self._view(), self._rules.retention, watermark_ms)  # 3
         if len(plan.sums) > MAX_KEYS - 16:
             half = len(records) // 2
-            await self._apply(records[:half])
-            await self._apply(records[half:])
+            await self._apply(records[:half], now_ms)
+            await self._apply(records[half:], now_ms)
             return
         await self._send_aside(records, decoded.rejects, late)  # 2
         batch = self._batch(records, decoded, plan, now_ms)
@@ -326,8 +325,6 @@ class Lane:
             now_ms = self._rules.now_ms()
             if now_ms - self._last_record_ms >= _IDLE_AFTER_MS:
                 self._clock_ms = max(self._clock_ms, now_ms)
-        elif not self._clock_ms:
-            return 2**53  # before the first tick of a replay nothing is known to be early
         return self._clock_ms
 
     def watermark_ms(self) -> int | None:

@@ -44,6 +44,7 @@ class LocalServer(ABC):
     """
 
     name: ClassVar[str]
+    exit_code: int | None = None  # of the process that ended last, minus the signal that ended it
 
     def __init__(self, directory: Path, port: int = 0) -> None:
         self.directory = directory.resolve() / self.name
@@ -166,7 +167,8 @@ class LocalServer(ABC):
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self.directory,
-                env=os.environ | self._environment(),  # handed on, not read: settings live elsewhere
+                # Handed on, not read: settings live elsewhere, and those of whoever starts a server are not its own.
+                env={k: v for k, v in os.environ.items() if not k.startswith("SHELFCAST_")} | dict(self._environment()),
                 start_new_session=True,  # Ctrl-C is for the parent alone, and all can be killed as a group
             )
 
@@ -190,7 +192,7 @@ class LocalServer(ABC):
         # The process is not reaped yet, so its number is still its own and that of its group.
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        self.exit_code = process.wait()
         self._process = None
         self._clean_up()
 

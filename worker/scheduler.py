@@ -15,7 +15,6 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 import numpy as np
-from forecaster.baselines import empirical_forecast
 from numpy.typing import NDArray
 
 from feature_store.calendar_time import ShopCalendar, bucket_start_ms, week_of_day
@@ -24,6 +23,7 @@ from feature_store.features import FEATURE_INDEX, BucketRows
 from feature_store.items import Item, ProductState
 from feature_store.layout import ForecastSummary
 from feature_store.store import BehindError, FencedError
+from forecaster.baselines import empirical_forecast
 from forecaster.contract import QUANTILE_LEVELS
 from forecaster.inputs import ModelInputs, ModelOutputs, Subject, build_inputs, running_buckets
 from worker import metrics

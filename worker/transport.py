@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import faust
+from aiokafka import TopicPartition
 from aiokafka.partitioner import murmur2
 from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import TP, ConsumerMessage
@@ -117,7 +118,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         self._applied.pop(tp, None)
         self._read_offset[tp] = position
         if position is None:
-            await self._thread.seek_to_beginning(tp)
+            await self._thread.seek_to_beginning(TopicPartition(tp.topic, tp.partition))
         else:
             await self._seek(tp, position)
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from forecaster.contract import QUANTILE_LEVELS
 from forecaster.models.patch_transformer import Scaled
 
-# The mean learns from no more than this many scales at once. Beyond lie orders such as one of 74,215 units of an item that
-# sells ten a day: seen once, they say nothing of the next month's mean, and would drown all else.
+# The mean learns from no more than this many typical buckets of the item at once. Beyond lie orders such as one of
+# 74,215 pieces of an item that sells ten a day: seen once, they say nothing of next month's mean, and would drown
+# all else.
 _MEAN_LIMIT = 50.0
 
 
@@ -33,8 +34,8 @@ def pinball(target: Tensor, quantiles: Tensor, levels: Tensor) -> Tensor:
 def loss(scaled: Scaled, running_units: Tensor, units: Tensor, cumulative_units: Tensor) -> Loss:
     """Losses of a batch; NaN targets are left out.
 
-    Quantiles by pinball loss. The mean by Tweedie's deviance of power 1.5, whose minimum is the mean itself whatever the
-    distribution (a squared error's is too, but one wholesale order would outvote a year).
+    Quantiles by pinball loss. The mean by Tweedie's deviance of power 1.5, whose minimum is the mean itself whatever
+    the distribution (a squared error's is too, but one wholesale order would outvote a year).
 
     Args:
         scaled: the model's outputs.
@@ -58,6 +59,6 @@ def loss(scaled: Scaled, running_units: Tensor, units: Tensor, cumulative_units:
     later = weight * (1 - first)
     by_sum = (pinball(target_sum, scaled.cumulative_quantiles, levels) * later).sum() / later.sum().clamp_min(1e-6)
     mean = torch.exp(scaled.log_mean) * share.clamp_min(1e-3)
-    limited = target.clamp_max(_MEAN_LIMIT)
+    limited = torch.minimum(target, _MEAN_LIMIT * scaled.burst.clamp_min(1.0))
     by_mean = (2 * (limited / mean.sqrt() + mean.sqrt()) * weight).sum() / total_weight
     return Loss(by_step + 0.5 * by_sum + 0.1 * by_mean, by_step, by_sum, by_mean)

@@ -18,8 +18,8 @@ _REVENUE = FEATURE_INDEX["revenue"]
 _PRICE, _PROMOTION, _OPEN, _EVENT = (KNOWN_CHANNELS.index(n) for n in ("unit_price", "promotion", "open", "event"))
 _CLOCK = slice(KNOWN_CHANNELS.index("hour_of_day"), KNOWN_CHANNELS.index("day_of_year") + 1)
 
-# A bucket counts for at most this many times the item's typical bucket with sales: one wholesale order of thousands must
-# not set the scale for a month.
+# A bucket counts for at most this many times the item's typical bucket with sales: one wholesale order of thousands
+# must not set the scale for a month.
 _CAP = 4.0
 _MIN_SCALE = 1e-3
 _LOG_LIMIT = 8.0
@@ -43,8 +43,8 @@ class Scales(NamedTuple):
 
 
 def scales(context: Tensor, running: Tensor, elapsed: Tensor, half_life: float, prior: float) -> Scales:
-    """Scales of items. Recent buckets weigh more, by `half_life` in buckets; `prior` units per bucket are assumed with the
-    weight of half a bucket, so that an item with no closed bucket has a scale too.
+    """Scales of items. Recent buckets weigh more, by `half_life` in buckets; `prior` units per bucket are assumed
+    with the weight of half a bucket, so that an item with no closed bucket has a scale too.
 
     Args:
         context: (B, L, feature), NaN = not observed.
@@ -128,8 +128,8 @@ def past_features(context: Tensor, available: Tensor, known_past: Tensor, scale:
 
 
 def clock_features(known: Tensor) -> Tensor:
-    """The clock of each bucket: (B, time, CLOCK_WIDTH): hour as one of 24 or none, weekday as one of 7, waves of the month
-    and the year. Only the longest wave of the year, or a model learns the dates of its training data by heart."""
+    """The clock of each bucket: (B, time, CLOCK_WIDTH): hour as one of 24 or none, weekday as one of 7, waves of the
+    month and the year. Only the longest wave of the year, or a model learns the dates of its training data by heart."""
     hour, weekday, month_day, year_day = known[:, :, _CLOCK].unbind(-1)
     hours = torch.where(torch.isnan(hour), torch.full_like(hour, 24), hour.clamp(0, 23)).long()
     month = 2 * torch.pi * (month_day - 1) / 31
@@ -146,7 +146,8 @@ def running_features(running: Tensor, elapsed: Tensor, scale: Scales) -> Tensor:
     def channel(name: str) -> Tensor:
         return running[:, FEATURE_INDEX[name], None].clamp_min(0)
 
-    # Bumps along the bucket, since trade is not spread evenly over a day and a step of the clock is not a straight line.
+    # Bumps along the bucket, since trade is not spread evenly over a day and a step of the clock is not a straight
+    # line.
     centres = torch.linspace(0, 1, 8, device=running.device, dtype=running.dtype)
     bumps = torch.exp(-0.5 * ((elapsed - centres) * 8).square())
     return torch.cat(
@@ -193,8 +194,9 @@ def item_features(context: Tensor, days_since_launch: Tensor, scale: Scales) -> 
 
 
 def seasonal_features(context: Tensor, patch: int, week: int, futures: int, scale: Scales) -> Tensor:
-    """Past of each step's own place in the season: (B, futures * patch, 6): mean of the last `week` and of all patches at
-    the same place, the same of the nearest `week`-spaced patches, each as a log of the scale and with whether any was seen.
+    """Past of each step's own place in the season: (B, futures * patch, 6): mean of the last `week` and of all
+    patches at the same place, the same of the nearest `week`-spaced patches, each as a log of the scale and with
+    whether any was seen.
 
     A patch is a week of days (`week` = 4 patches, a month) or a day of hours (`week` = 7 patches, the same weekday).
     """

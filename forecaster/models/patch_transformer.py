@@ -1,21 +1,23 @@
 """The demand forecaster: a small transformer over patches of the past and of the future asked for.
 
-A patch is a week of days or a day of hours, counted back from the running bucket, so that the k-th bucket of every patch
-has the same weekday or hour as step k. Tokens are the past patches, the future patches (with what is known ahead of them)
-and one for the item and its running bucket; every token attends to every other; each future token then spreads over its
-steps, where the step's own calendar and seasonal past join in.
+A patch is a week of days or a day of hours, counted back from the running bucket, so that the k-th bucket of every
+patch has the same weekday or hour as step k. Tokens are the past patches, the future patches (with what is known
+ahead of them) and one for the item and its running bucket; every token attends to every other; each future token
+then spreads over its steps, where the step's own calendar and seasonal past join in.
 
 What holds by construction, not by training:
 
-* quantiles do not cross: they are running sums of positive increments around the median, put through increasing functions;
-* the first step's quantiles are `running` units plus a remainder of at least 0, and the remainder vanishes as the bucket
+* quantiles do not cross: they are running sums of positive increments around the median, put through increasing
+functions;
+* the first step's quantiles are `running` units plus a remainder of at least 0, and the remainder vanishes as the
+bucket
   ends; quantiles may be exactly 0;
 * cumulative quantiles never fall from step to step, and the first is the remainder of the running bucket.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +84,8 @@ class Forecast(NamedTuple):
 
 
 class Scaled(NamedTuple):
-    """What the losses are of: the same before clamping at 0, in scales of the item, without what is already observed."""
+    """What the losses are of: the same before clamping at 0, in scales of the item, without what is already
+    observed."""
 
     quantiles: Tensor  # (B, S, quantile): of the bucket's units after the cutoff; below 0 means 0
     log_mean: Tensor  # (B, S): log of their mean
@@ -110,7 +113,8 @@ class _Block(nn.Module):
         attended = F.scaled_dot_product_attention(query, key, value)
         tokens = tokens + self.attention_out(attended.transpose(1, 2).reshape(batch, length, width))
         hidden = F.gelu(self.mlp_in(self.mlp_norm(tokens)))
-        return tokens + self.mlp_out(hidden)
+        out: Tensor = tokens + self.mlp_out(hidden)
+        return out
 
 
 class _Tokens(nn.Module):
@@ -126,6 +130,14 @@ class _Tokens(nn.Module):
         self.future_place = nn.Parameter(torch.randn(4, width) * 0.02)
         self.item_place = nn.Parameter(torch.randn(1, width) * 0.02)
         self.spread = nn.Linear(width, patch * config.step_width)
+
+    def forward(self, past: Tensor, ahead: Tensor) -> Tensor:
+        """Tokens of the patches, past then future, from channels: (B, L, PAST_WIDTH) and (B, S, KNOWN_WIDTH), S whole
+        patches."""
+        batch, patches = len(past), len(self.past_place)
+        past_tokens = self.past(past.reshape(batch, patches, -1)) + self.past_place
+        future_tokens = self.future(ahead.reshape(batch, -1, self.future.in_features))
+        return torch.cat([past_tokens, future_tokens + self.future_place[: future_tokens.shape[1]]], dim=1)
 
 
 class PatchTransformer(PreTrainedModel):  # type: ignore[misc]
@@ -149,8 +161,8 @@ class PatchTransformer(PreTrainedModel):  # type: ignore[misc]
             {freq: _Tokens(cut, windows[freq].context_length, config) for freq, cut in RESOLUTIONS.items()}
         )
         self.clock = nn.Linear(n.CLOCK_WIDTH, width)
-        # One embedding a code. They begin at zero, and stay there for weights whose training data names no categories, so
-        # that a code that was never learnt says nothing.
+        # One embedding a code. They begin at zero, and stay there for weights whose training data names no
+        # categories, so that a code that was never learnt says nothing.
         self.category = nn.Embedding(1024, width)
         self.brand = nn.Embedding(1024, width)
         self.item = nn.Linear(n.ITEM_WIDTH + n.RUNNING_WIDTH, width)
@@ -169,7 +181,7 @@ class PatchTransformer(PreTrainedModel):  # type: ignore[misc]
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
 
-    def forward(
+    def forward(  # noqa: PLR0913 - the contract's tensors, by name
         self,
         context: Tensor,
         available_fraction: Tensor,
@@ -194,7 +206,7 @@ class PatchTransformer(PreTrainedModel):  # type: ignore[misc]
         mean = torch.exp(scaled.log_mean) * scale * share
         return Forecast(quantiles + observed[:, :, None], mean + observed, cumulative)
 
-    def scaled(
+    def scaled(  # noqa: PLR0913 - the contract's tensors, by name
         self,
         context: Tensor,
         available_fraction: Tensor,
@@ -206,7 +218,7 @@ class PatchTransformer(PreTrainedModel):  # type: ignore[misc]
     ) -> Scaled:
         """Forecast in scales of the items, as `forward`."""
         name = self._one_freq(freq, context)
-        cut, embed = RESOLUTIONS[name], self.tokens[name]
+        cut, embed = RESOLUTIONS[name], cast(_Tokens, self.tokens[name])
         length, steps = context.shape[1], known.shape[1] - context.shape[1]
         running, elapsed = torch.nan_to_num(running), torch.nan_to_num(elapsed_fraction).clamp(0, 1)
         scale = n.scales(context, running, elapsed, cut.half_life, cut.prior)
@@ -214,26 +226,19 @@ class PatchTransformer(PreTrainedModel):  # type: ignore[misc]
         item = n.item_features(context, static[:, :1], scale)
         now = n.running_features(running, elapsed, scale)
         futures = -(-steps // cut.patch)
-        padding = futures * cut.patch - steps
 
         past = n.past_features(context, available_fraction, announced[:, :length], scale)
-        past_tokens = embed.past(past.reshape(len(past), -1, cut.patch * n.PAST_WIDTH)) + embed.past_place
-        ahead = F.pad(announced[:, length:], (0, 0, 0, padding))
-        future_tokens = embed.future(ahead.reshape(len(ahead), futures, -1)) + embed.future_place[:futures]
-        by_patch = torch.cat([past_tokens, future_tokens], dim=1) + self.clock(clock[:, :: cut.patch])
-        codes = torch.nan_to_num(static[:, 1:]).long().clamp(0, 1023)
-        item_token = self.item(torch.cat([item, now], dim=-1)) + embed.item_place
-        item_token = item_token + self.category(codes[:, 0]) + self.brand(codes[:, 1])
-        tokens = torch.cat([by_patch, item_token[:, None]], dim=1)
+        ahead = F.pad(announced[:, length:], (0, 0, 0, futures * cut.patch - steps))
+        patches = embed(past, ahead) + self.clock(clock[:, :: cut.patch])
+        item_token = self.item(torch.cat([item, now], dim=-1)) + embed.item_place + self._named(static)
+        tokens = torch.cat([patches, item_token[:, None]], dim=1)
         for block in self.blocks:
             tokens = block(tokens)
         spread = embed.spread(self.norm(tokens[:, -futures - 1 : -1])).reshape(len(past), futures * cut.patch, -1)
 
         season = n.seasonal_features(context, cut.patch, cut.week, futures, scale)[:, :steps]
-        each = torch.cat(
-            [announced[:, length:], clock[:, length:], season, item[:, None].expand(-1, steps, -1)], dim=-1
-        )
-        hidden = spread[:, :steps] + self.step_inputs(each)
+        own = [announced[:, length:], clock[:, length:], season, item[:, None].expand(-1, steps, -1)]
+        hidden = spread[:, :steps] + self.step_inputs(torch.cat(own, dim=-1))
         first = self.first_step(torch.cat([now, item], dim=-1))
         hidden = torch.cat([hidden[:, :1] + first[:, None], hidden[:, 1:]], dim=1)
         out = self.outputs(F.gelu(self.step_hidden(F.gelu(hidden))))
@@ -250,6 +255,11 @@ class PatchTransformer(PreTrainedModel):  # type: ignore[misc]
             remainder,
             scale.typical / scale.units,
         )
+
+    def _named(self, static: Tensor) -> Tensor:
+        codes = torch.nan_to_num(static[:, 1:]).long().clamp(0, 1023)
+        named: Tensor = self.category(codes[:, 0]) + self.brand(codes[:, 1])
+        return named
 
     def _one_freq(self, freq: Tensor, context: Tensor) -> str:
         codes = set(freq.flatten().tolist())
