@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, NamedTuple, cast
@@ -20,6 +21,8 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 EventTime = Annotated[int, Meta(ge=0, description="milliseconds since the epoch, UTC")]
+# Not held against the clock as event_time is, so it needs a bound that int64 columns can take.
+AnyTime = Annotated[int, Meta(ge=0, le=2**53, description="milliseconds since the epoch, UTC; may lie ahead")]
 ProductId = Annotated[str, Meta(min_length=1, description="also the record's key")]
 LocationId = Annotated[str, Meta(description="empty = the whole shop")]
 EventId = Annotated[str, Meta(description="unique per event; empty = no de-duplication")]
@@ -39,7 +42,7 @@ class OrderEvent(msgspec.Struct, frozen=True, gc=False):
     currency: Annotated[str, Meta(description="ISO 4217; empty = the shop's own")] = ""
     promotion_id: str | None = None
     one_off: Annotated[bool, Meta(description="a bulk order that is not to be learnt from")] = False
-    original_event_time: Annotated[int, Meta(ge=0)] | None = None
+    original_event_time: AnyTime | None = None
 
 
 class ClickEvent(msgspec.Struct, frozen=True, gc=False):
@@ -71,17 +74,17 @@ class ProductEvent(msgspec.Struct, frozen=True):
     description: str = ""
     category: str = ""
     brand: str = ""
-    launch_time: Annotated[int, Meta(ge=0)] | None = None
+    launch_time: AnyTime | None = None
     image_embedding: list[float] | None = None
 
 
 class CalendarEntry(msgspec.Struct, frozen=True):
     """A stretch of time, end exclusive, and what holds in it. Null = says nothing about that."""
 
-    start_time: EventTime
-    end_time: EventTime
+    start_time: AnyTime
+    end_time: AnyTime
     location_id: Annotated[str, Meta(description="empty = every location")] = ""
-    unit_price: Annotated[float, Meta(ge=0)] | None = None
+    unit_price: Annotated[float, Meta(ge=0, le=1e9)] | None = None
     promotion: bool | None = None
     open: bool | None = None
     event_name: str | None = None
@@ -107,9 +110,9 @@ class StockEvent(msgspec.Struct, frozen=True):
 
     event_time: EventTime
     product_id: ProductId
-    on_hand: Annotated[float, Meta(description="units; below zero = owed to customers")]
+    on_hand: Annotated[float, Meta(ge=-1e9, le=1e9, description="units; below zero = owed to customers")]
     location_id: LocationId = ""
-    on_order: Annotated[float, Meta(ge=0, description="units on their way")] = 0.0
+    on_order: Annotated[float, Meta(ge=0, le=1e9, description="units on their way")] = 0.0
 
 
 CountedEvent = OrderEvent | ClickEvent | ReviewEvent
@@ -161,8 +164,9 @@ class Reject(NamedTuple):
 
 
 class Tombstone(NamedTuple):
-    """A null value on a compacted topic: what stood under this key is withdrawn."""
+    """A null value on a compacted topic: what that topic said of the product is withdrawn."""
 
+    source: str
     product_id: str
 
 
@@ -239,7 +243,7 @@ class DecodeLimits:
     partition_of: Callable[[str], int] | None = None
     max_quantity: float = 1e6
     max_unit_price: float = 1e6
-    max_line_value: float = 1e8  # times a million still leaves room to add up millions of lines exactly
+    max_line_value: float = 1e8  # 90 such lines fit into one bucket before its revenue would pass 2^53 millionths
 
 
 EVENT_CLASSES: dict[str, type[msgspec.Struct]] = {
@@ -253,13 +257,18 @@ EVENT_CLASSES: dict[str, type[msgspec.Struct]] = {
 }
 _GLOBAL_CALENDAR_DECODER = msgspec.json.Decoder(GlobalCalendarEvent)
 COMPACTED: frozenset[str] = frozenset({"products", "calendar", "calendar_global"})
-_DECODERS = {source: msgspec.json.Decoder(cls) for source, cls in EVENT_CLASSES.items()}
+_DECODERS = {source: msgspec.json.Decoder(cls) for source, cls in EVENT_CLASSES.items() if source != "calendar_global"}
 
 
 def item_id_of(product_id: str, location_id: str) -> str:
     """Name of one forecast series; both parts percent-encoded, so it is unique and never parsed back."""
     product = quote(product_id, safe="")
     return f"{product}@{quote(location_id, safe='')}" if location_id else product
+
+
+# What msgspec raises on bytes from outside. Brackets nested thousands deep give RecursionError, even in a field that
+# is not read.
+_UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class _RejectError(Exception):
@@ -278,21 +287,25 @@ _REASON_BY_FIELD = {
 }
 
 
-def _reason_of(error: msgspec.MsgspecError, raw: bytes) -> Reason:
+_INVALID_CHARACTER = re.compile(r"invalid character \(byte (\d+)\)")
+
+
+def _reason_of(error: Exception, raw: bytes) -> Reason:
     """Name what msgspec found. Its messages are stable: a test sends each kind of bad input."""
     message = str(error)
     if not isinstance(error, msgspec.ValidationError):
-        beyond_json = "out of range" in message or any(word in raw for word in (b"NaN", b"Infinity"))
-        return Reason.NOT_FINITE if beyond_json else Reason.NOT_JSON
+        at = _INVALID_CHARACTER.search(message)
+        beyond_json = at is not None and raw[int(at[1]) :].startswith((b"NaN", b"Infinity"))
+        return Reason.NOT_FINITE if beyond_json or "out of range" in message else Reason.NOT_JSON
     if "missing required field" in message:
         return Reason.MISSING_FIELD
     if "out of range" in message:
         return Reason.NOT_FINITE
-    field_name = message.rpartition("`$.")[2].rstrip("`")
-    refused_value = "Invalid enum value" in message or ">=" in message or "<=" in message or "length" in message
-    if refused_value:
-        return _REASON_BY_FIELD.get(field_name, Reason.OUT_OF_RANGE)
-    return Reason.WRONG_TYPE
+    if not any(sign in message for sign in ("Invalid enum value", ">=", "<=", "length")):
+        return Reason.WRONG_TYPE
+    field_name = message.rpartition("`$.")[2].rstrip("`").rpartition(".")[2]
+    reason = _REASON_BY_FIELD.get(field_name, Reason.OUT_OF_RANGE)
+    return Reason.OUT_OF_RANGE if reason is Reason.NEGATIVE_PRICE and "<=" in message else reason
 
 
 def _check_order(event: OrderEvent, limits: DecodeLimits) -> None:
@@ -337,14 +350,12 @@ def _decode_one(
         if not product_id:
             raise _RejectError(Reason.EMPTY_PRODUCT_ID, "a tombstone without a key")
         _check_partition(product_id, limits)
-        return Tombstone(product_id)
+        return Tombstone(source, product_id)
     if len(raw) > limits.max_message_bytes:
         raise _RejectError(Reason.TOO_LARGE, f"{len(raw)} bytes, the limit is {limits.max_message_bytes}")
     try:
         event = cast(CountedEvent | StateEvent, _DECODERS[source].decode(raw))
-    except UnicodeDecodeError as error:
-        raise _RejectError(Reason.NOT_JSON, str(error)) from error
-    except msgspec.MsgspecError as error:
+    except _UNDECODABLE as error:
         raise _RejectError(_reason_of(error, raw), str(error)) from error
     _check(event, limits)
     return event
@@ -403,7 +414,8 @@ def decode(
     """Turn raw records into columns, state changes and rejects. A malformed record costs only itself.
 
     Args:
-        sources: what each record's topic carries, a key of EVENT_CLASSES; one entry a record, like values and keys.
+        sources: what each record's topic carries, a key of EVENT_CLASSES (but calendar_global, for which there is
+            `decode_global_calendar`); one entry a record, like values and keys.
         values: raw record values; None is a tombstone.
         keys: raw record keys.
         limits: what records are held to.
@@ -426,7 +438,5 @@ def decode_global_calendar(raw: bytes) -> GlobalCalendarEvent:
     """One message of the whole shop's calendar. Raises ValueError, naming what is wrong with it."""
     try:
         return _GLOBAL_CALENDAR_DECODER.decode(raw)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{Reason.NOT_JSON}: {error}") from error
-    except msgspec.MsgspecError as error:
+    except _UNDECODABLE as error:
         raise ValueError(f"{_reason_of(error, raw)}: {error}") from error

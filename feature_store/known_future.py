@@ -41,14 +41,17 @@ def known_channels(
     two overlap and disagree the later one in the list wins.
     """
     out = np.empty((len(spans), length, len(KNOWN_CHANNELS)), dtype=np.float32)
+    # Many items share the whole shop's entries and have none of their own: each distinct case is worked out once.
+    done: dict[tuple[Span, tuple[CalendarEntry, ...]], NDArray[np.float32]] = {}
     templates: dict[Span, tuple[NDArray[np.float32], NDArray[np.int64]]] = {}
-    for i, span in enumerate(spans):
-        if span not in templates:
-            templates[span] = _template(freq, span, length)
-        template, edges = templates[span]
-        out[i] = template
-        for entry in entries[i]:
-            _lay(out[i], edges, entry)
+    for i, (span, listed) in enumerate(zip(spans, entries, strict=True)):
+        case = (span, tuple(listed))
+        if case not in done:
+            if span not in templates:
+                templates[span] = _template(freq, span, length)
+            template, edges = templates[span]
+            done[case] = _with_entries(template, edges, listed)
+        out[i] = done[case]
     return out
 
 
@@ -63,14 +66,33 @@ def _template(freq: str, span: Span, length: int) -> tuple[NDArray[np.float32], 
     return template, bucket_start_ms(freq, buckets, span.time_zone)
 
 
-def _lay(channels: NDArray[np.float32], edges: NDArray[np.int64], entry: CalendarEntry) -> None:
-    overlap = np.minimum(edges[1:], entry.end_time) - np.maximum(edges[:-1], entry.start_time)
-    touched = np.flatnonzero(overlap > 0)
-    covered = (overlap[touched] / (edges[1:] - edges[:-1])[touched]).astype(np.float32)
-    if entry.unit_price is not None:
-        channels[touched, 0] = entry.unit_price
-    for channel, value, rest in ((1, entry.promotion, 0.0), (2, entry.open, 1.0), (3, entry.event_name, 0.0)):
-        if value is not None:
-            state = 1.0 if value else 0.0
-            blend = channels[touched, channel] + covered * (state - rest)
-            channels[touched, channel] = np.clip(blend, 0.0, 1.0)
+def _with_entries(
+    template: NDArray[np.float32], edges: NDArray[np.int64], entries: Sequence[CalendarEntry]
+) -> NDArray[np.float32]:
+    inside = [e for e in entries if e.start_time < e.end_time and e.start_time < edges[-1] and e.end_time > edges[0]]
+    channels = template.copy()
+    for entry in inside:
+        if entry.unit_price is not None:
+            touched = (edges[:-1] < entry.end_time) & (edges[1:] > entry.start_time) & (edges[:-1] < edges[1:])
+            channels[touched, 0] = entry.unit_price
+    promotions = [(e.start_time, e.end_time, e.promotion) for e in inside if e.promotion is not None]
+    closures = [(e.start_time, e.end_time, not e.open) for e in inside if e.open is not None]
+    events = [(e.start_time, e.end_time, bool(e.event_name)) for e in inside if e.event_name is not None]
+    for channel, stretches in ((1, promotions), (2, closures), (3, events)):
+        if stretches:
+            share = _share_true(edges, stretches)
+            channels[:, channel] = 1.0 - share if channel == 2 else share
+    return channels
+
+
+def _share_true(edges: NDArray[np.int64], stretches: Sequence[tuple[int, int, bool]]) -> NDArray[np.float64]:
+    """Fraction of each bucket in which (start, end, value) stretches say true; the later in the list paints over."""
+    points = np.unique(np.clip([t for start, end, _ in stretches for t in (start, end)], edges[0], edges[-1]))
+    is_true = np.zeros(len(points) - 1, dtype=bool)
+    for start, end, value in stretches:
+        first, last = np.searchsorted(points, np.clip([start, end], edges[0], edges[-1]))
+        is_true[first:last] = value
+    true_ms_before = np.r_[0, np.cumsum(np.diff(points) * is_true)]
+    true_ms = np.diff(np.interp(edges, points, true_ms_before))
+    width = np.diff(edges)
+    return np.divide(true_ms, width, out=np.zeros(len(width)), where=width > 0)

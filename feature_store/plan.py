@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -136,7 +136,8 @@ def _new_product_states(decoded: Decoded, known: Mapping[str, ProductState]) -> 
 def _after(state: ProductState, event: StateEvent | Tombstone) -> ProductState:
     """The state after one message; a message older than the one it would replace changes nothing."""
     if isinstance(event, Tombstone):
-        return msgspec.structs.replace(state, delisted=True)
+        withdrawn: dict[str, Any] = {"calendar": ()} if event.source == "calendar" else {"delisted": True}
+        return msgspec.structs.replace(state, **withdrawn)
     if isinstance(event, ProductEvent):
         return _after_product(state, event)
     if isinstance(event, CalendarEvent):

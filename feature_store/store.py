@@ -24,6 +24,8 @@ import redis.asyncio as redis_asyncio
 from numpy.typing import NDArray
 from redis import exceptions as redis_errors
 from redis.asyncio.cluster import RedisCluster
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 from feature_store.events import item_id_of
 from feature_store.features import FEATURES, BucketRows
@@ -51,8 +53,11 @@ _AWAY = (
     redis_errors.TryAgainError,
     redis_errors.ClusterDownError,
     redis_errors.MasterDownError,
+    redis_errors.OutOfMemoryError,  # raised before a script's first write; passes when memory is freed or added
     OSError,
 )
+# What methods that do not wait for Redis raise when it can't be reached or refuses.
+REDIS_ERRORS: tuple[type[Exception], ...] = (redis_errors.RedisError, OSError)
 
 
 class StoreError(Exception):
@@ -152,6 +157,8 @@ class FeatureStore:
         cluster: bool = False,
     ) -> None:
         options: dict[str, Any] = {"socket_timeout": 10.0, "socket_connect_timeout": 2.0}
+        if not cluster:  # one loop of tries is enough, and `_when_back` tells of outages
+            options["retry"] = Retry(NoBackoff(), 0)
         self._redis: Any = (
             RedisCluster.from_url(url, **options) if cluster else redis_asyncio.Redis.from_url(url, **options)
         )
@@ -252,8 +259,10 @@ class FeatureStore:
 
         Raises:
             FencedError, BehindError: nothing was written; see the classes.
-            StoreError: a sum would pass 2^53.
+            StoreError: a sum would pass 2^53, or the batch touches too many keys.
         """
+        if not any(after > before for before, after in batch.positions.values()):
+            raise ValueError("a batch that moves no position would count twice when its reply gets lost")
         keys = self._keys(claim)
         names = [keys.meta, keys.items, keys.products, *(keys.dirty(freq) for freq in self._forecast_freqs)]
         names += [keys.sums(sums.freq, sums.series_id) for sums in batch.sums]
@@ -356,6 +365,10 @@ class FeatureStore:
         while not self._closed:
             try:
                 reply = await call()
+            except (
+                redis_errors.AuthenticationError
+            ) as error:  # a ConnectionError to redis-py, but waiting can't mend it
+                raise StoreRefusedError(f"Redis refuses user or password ({error}): check them in redis_url") from error
             except _AWAY as error:
                 self._note_away(error)
                 await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret

@@ -22,7 +22,7 @@ from forecaster.baselines import empirical_forecast, seasonal_naive
 from forecaster.contract import MODEL_NAME, QUANTILE_LEVELS, WINDOWS
 from forecaster.dataset import History, Window
 from forecaster.inputs import ModelInputs, ModelOutputs
-from forecaster.models.patch_transformer import PatchTransformer
+from forecaster.models.patch_transformer import PatchTransformer, load
 from forecaster.passes import forecast
 
 _DAY_MS = 86_400_000
@@ -92,12 +92,11 @@ def windows(history: History, case: Case, since_ms: int, items: int) -> Iterator
     zone_day = history.calendar.buckets("1d", np.array([since_ms, history.end_ms]), ("", ""))
     busiest = np.argsort(-history.order_lines(since_ms - 56 * _DAY_MS, since_ms), kind="stable")[:items]
     steps = WINDOWS[case.freq].max_prediction_length
-    first = online_retail.day_start_ms
     for day in range(int(zone_day[0]), int(zone_day[1]), case.every_days):
         date = dt.date(1970, 1, 1) + dt.timedelta(days=day)
-        start_ms = 0 if case.past_days is None else first(date - dt.timedelta(days=case.past_days))
+        start_ms = 0 if case.past_days is None else online_retail.day_start_ms(date - dt.timedelta(days=case.past_days))
         for hour in case.hours:
-            cutoff_ms = first(date) + hour * _HOUR_MS
+            cutoff_ms = online_retail.day_start_ms(date) + hour * _HOUR_MS
             known = busiest[history.first_order_ms(busiest, start_ms) < cutoff_ms]
             if len(known) and cutoff_ms < history.end_ms - _DAY_MS:
                 yield history.window(case.freq, cutoff_ms, known, steps, start_ms)
@@ -180,7 +179,7 @@ def command(path: Path, since: dt.datetime, folder: Path, items: int, as_json: b
     end = dt.date(1970, 1, 1) + dt.timedelta(days=int(lines.event_time_ms[-1] // _DAY_MS))
     calendar = ShopCalendar(online_retail.TIME_ZONE)
     history = History(lines.batch(), calendar, online_retail.day_start_ms(end))
-    model = PatchTransformer.from_pretrained(folder).eval()
+    model = load(folder)
     scores = evaluate(history, online_retail.day_start_ms(since.date()), forecasters(model), items)
     if as_json:
         click.echo(json.dumps([row._asdict() for row in scores], indent=2))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from transformers.utils import logging
+
 from forecaster.contract import render_config_pbtxt
 from forecaster.models.patch_transformer import PatchTransformer
 
@@ -21,5 +23,7 @@ def export(model: PatchTransformer, folder: Path, version: int = 1) -> Path:
     """
     write_config(folder)
     target = folder / str(version)
+    logging.disable_progress_bar()  # for a file of 3 MB
     model.save_pretrained(target)
+    (target / "model.safetensors").chmod(0o644)  # safetensors leaves it readable to its owner alone
     return target

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import faust
 import prometheus_client
 from faust.app.base import BootStrategy
@@ -26,13 +27,13 @@ from feature_store.plan import Retention
 from feature_store.store import BehindError, FeatureStore, FencedError, StoreClosedError
 from forecaster.inputs import ModelInputs
 from worker import metrics
-from worker.errors import ForecastUnavailableError, ShelfcastError, TopicError
+from worker.errors import ForecastUnavailableError, TopicError
 from worker.forecast_client import ForecastClient, ForecastReply
 from worker.global_calendar import GlobalCalendar
 from worker.lane import Lane, LaneClosedError, LaneRules, Record
 from worker.scheduler import ForecastRules, Scheduler
 from worker.settings import Settings, stored_freq
-from worker.topics import ensure_topics, kafka_client_config
+from worker.topics import ASIDE_BYTES, ensure_topics, kafka_client_config
 from worker.transport import BatchConsumer, BatchSchema, BatchTransport, RecordBatch, murmur2_partition
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class Worker(Service):  # type: ignore[misc]
         self._lane_tasks: dict[int, list[asyncio.Task[None]]] = {}
         self._reclaims: dict[int, asyncio.Task[None]] = {}
         self._assigned: set[int] = set()
+        self._joined = False
         self._replaying = settings.clock == "event"
         self.topics = list(settings.input_topics) + ([settings.topic_clock] if self._replaying else [])
         self._rules = self._lane_rules()
@@ -115,7 +117,11 @@ class Worker(Service):  # type: ignore[misc]
 
     def is_ready(self) -> bool:
         """All lanes assigned are running and the shop's calendar has been read."""
-        return self.started and self._calendar.ready.is_set() and self._assigned == set(self.lanes)
+        return self._joined and self._calendar.ready.is_set() and self._assigned == set(self.lanes)
+
+    async def on_assigned(self, _: Any, assigned: set[TP], **__: Any) -> None:
+        """Faust's signal after each rebalance, also when there was nothing to assign."""
+        self._joined = True
 
     # -- lanes ----------------------------------------------------------------------------------------------------
 
@@ -161,6 +167,7 @@ class Worker(Service):  # type: ignore[misc]
             tp = TP(topic, partition)
             self._queues[tp] = asyncio.Queue(_QUEUED_BATCHES)
             await self._consumer.seek_to(tp, claim.positions.get(topic))
+        logger.info("partition %d: %s, reading on from %s", partition, reason, claim.positions or "the start")
         self._lane_tasks[partition] = [
             asyncio.create_task(self._run_lane(lane, TP(topic, partition))) for topic in self.topics
         ]
@@ -320,6 +327,7 @@ def create_app(settings: Settings) -> faust.App:
         stream_buffer_maxsize=8,  # counts batches
         stream_wait_empty=False,  # lanes do their own draining
         producer_acks=-1,
+        producer_max_request_size=ASIDE_BYTES,
         producer_linger=0.002,  # seconds: forecasts of one batch leave together
         topic_disable_leader=True,
         topic_allow_declare=False,
@@ -340,6 +348,7 @@ def create_app(settings: Settings) -> faust.App:
             return [*super().kafka_producer(), worker]
 
     app.boot_strategy = Boot(app)
+    app.on_partitions_assigned.connect(worker.on_assigned)
     for topic in worker.topics:
         _add_agent(app, topic, worker.on_batch)
     _add_pages(app, worker)
@@ -386,12 +395,18 @@ def _credentials(settings: Settings) -> Any:
 
 
 def run_worker(settings: Settings) -> int:
-    """Run until SIGTERM or a crash. Returns the exit code."""
+    """Run until SIGTERM or a crash. Returns the exit code; after a crash the last line on stderr says why."""
     app = create_app(settings)
-    worker = faust.Worker(app, loglevel="INFO", quiet=False)
+    process = faust.Worker(app, loglevel="WARN", quiet=True)
+    for ours in ("worker", "feature_store"):
+        logging.getLogger(ours).setLevel(logging.INFO)  # Faust's own INFO tells of each service's start and stop
+    code = 0
     try:
-        worker.execute_from_commandline()
-    except ShelfcastError as error:
-        logger.error("%s", error)
+        process.execute_from_commandline()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    reason = process.crash_reason or app.crash_reason
+    if reason is not None:
+        click.echo(f"error: {reason}", err=True)
         return 1
-    return 0
+    return code

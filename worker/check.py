@@ -8,9 +8,8 @@ import sys
 from collections.abc import Iterable
 
 import click
-from redis.exceptions import RedisError
 
-from feature_store.store import FeatureStore
+from feature_store.store import REDIS_ERRORS, FeatureStore
 from worker.errors import ShelfcastError
 from worker.forecast_client import ForecastClient
 from worker.partitioner_check import misplaced_share
@@ -77,7 +76,7 @@ async def _check_redis(settings: Settings) -> list[str]:
     )
     try:
         return await store.check_server()
-    except (RedisError, OSError) as error:
+    except REDIS_ERRORS as error:
         return [f"Redis does not answer ({error}): check SHELFCAST_REDIS_URL and that the server runs."]
     finally:
         await store.close()

@@ -46,7 +46,7 @@ def command(speed: float, seconds: float, items: int, json_file: Path | None) ->
     console.print("Starting a Kafka-compatible broker, Redis and Triton on this machine …")
     with LocalStack() as stack:
         console.print(f"Ready. Logs of the servers and the worker are in {stack.logs} while the demo runs.")
-        summary = run_demo(stack, console, speed=speed, seconds=seconds, items=items)
+        summary = run_demo(stack, console, Pace(speed, seconds), items)
     console.print(summary_panel(summary))
     if json_file is not None:
         json_file.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
@@ -92,7 +92,14 @@ def steps_of(events: DemoEvents, settings: Settings) -> Iterator[Step]:
         first = stop
 
 
-def run_demo(stack: LocalStack, console: Console, *, speed: float, seconds: float, items: int) -> dict[str, Any]:
+class Pace(NamedTuple):
+    """How fast to replay and how long: shop seconds a second, wall seconds; 0 = no bound."""
+
+    speed: float = 0.0
+    seconds: float = 0.0
+
+
+def run_demo(stack: LocalStack, console: Console, pace: Pace, items: int) -> dict[str, Any]:
     """Start a worker on the stack, replay, show, and return the summary."""
     started = time.monotonic()
     environment = demo_environment(stack)
@@ -105,7 +112,7 @@ def run_demo(stack: LocalStack, console: Console, *, speed: float, seconds: floa
         worker.start()
         watch.start()
         with Live(console=console, refresh_per_second=8, transient=False) as live:
-            replayed = _replay(events, settings, watch, worker, live, speed=speed, seconds=seconds)
+            replayed = _replay(events, settings, watch, worker, live, pace)
         worker.stop()
         if worker.exit_code != 0:
             raise worker.failure(f"ended with exit code {worker.exit_code}")
@@ -126,9 +133,7 @@ def _replay(
     watch: ForecastWatch,
     worker: LocalWorker,
     live: Live,
-    *,
-    speed: float,
-    seconds: float,
+    pace: Pace,
 ) -> Step:
     """Send step after step, each once the forecasts of the one before it are there. Returns the last step sent."""
     replayer = Replayer(kafka_client_config(settings), settings.topic_clock, settings.partition_count)
@@ -144,8 +149,8 @@ def _replay(
     for step in steps_of(events, settings):
         chunk = events.records[step.first : step.stop]
         order_lines += sum(bool(record.reference) for record in chunk)
-        if speed:
-            due = began + (step.tick_ms - events.first_ms) / 1000 / speed
+        if pace.speed:
+            due = began + (step.tick_ms - events.first_ms) / 1000 / pace.speed
             time.sleep(max(due - time.monotonic(), 0))
         sent_s = time.monotonic()
         watch.expect(replayer.send(chunk), sent_s)
@@ -157,7 +162,7 @@ def _replay(
                 step.tick_ms, order_lines, step.stop, watch.forecasts, time.monotonic() - began, changed
             )
             live.update(live_table(progress, busiest, events.titles, watch.latest, settings.time_zone))
-        if seconds and time.monotonic() - began > seconds:
+        if pace.seconds and time.monotonic() - began > pace.seconds:
             break
     return step
 

@@ -63,7 +63,10 @@ class ForecastClient:
                     f"Triton at {self._url} does not serve model {self.model_name!r}: point SHELFCAST_MODEL_NAME at a "
                     f"loaded model, or put triton_models/ into its repository ({error.message()})"
                 ) from error
-            raise ForecastUnavailableError(f"Triton at {self._url} does not answer: {error.message()}") from error
+            raise ForecastUnavailableError(
+                f"Triton at {self._url} does not answer ({error.message()}): check SHELFCAST_TRITON_URL and "
+                "that the server runs"
+            ) from error
         served = config.get("parameters", {}).get("features_hash", {}).get("string_value", "none")
         if served != features_hash():
             raise ModelError(

@@ -114,6 +114,18 @@ class LocalServer(ABC):
         """Ends the server as a crash would."""
         self._end(signal.SIGKILL)
 
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send the running server a signal, and leave the rest to it."""
+        os.kill(self.pid, number)
+
+    def wait_until_ended(self, timeout_s: float) -> None:
+        """Waits for a server that ends by itself. Raises LocalStackError when it still runs after `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        while self.is_running:
+            if time.monotonic() > deadline:
+                raise self.failure(f"still runs after {timeout_s:g} s")
+            time.sleep(0.02)
+
     def failure(self, what: str) -> LocalStackError:
         """The error that `what` happened to this server, with the end of its log."""
         lines = self.log_path.read_text(errors="replace").splitlines() if self.log_path.exists() else []

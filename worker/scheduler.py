@@ -32,7 +32,6 @@ from worker.schemas import Forecast, ForecastStep
 
 logger = logging.getLogger(__name__)
 
-BASELINE_NAME, BASELINE_VERSION = "empirical", "1"
 _Q10, _Q50, _Q90 = (QUANTILE_LEVELS.index(level) for level in (0.1, 0.5, 0.9))
 _PACE_S = 1.0
 
@@ -96,6 +95,24 @@ class ForecastRules:
     refresh_per_s: int
     infer: Callable[[ModelInputs], Awaitable[Reply]]
     issued_at_ms: Callable[[int], int]  # from the cutoff: the wall clock live, the cutoff itself in replay
+
+
+class _Model(NamedTuple):
+    """Which model made a forecast."""
+
+    name: str
+    version: str
+
+
+BASELINE = _Model("empirical", "1")
+
+
+class _Answer(NamedTuple):
+    """A model's outputs for one lane's items, beside the inputs they were made from."""
+
+    inputs: ModelInputs
+    outputs: ModelOutputs
+    model: _Model
 
 
 class _Made(NamedTuple):
@@ -174,14 +191,14 @@ class Scheduler:
             return 0
         inputs = [self._inputs(freq, read) for _, read in reads]
         joined = ModelInputs(*(np.concatenate(parts) for parts in zip(*inputs, strict=True)))
-        outputs, name, version = await self._infer(freq, joined)  # 2
+        outputs, model = await self._infer(freq, joined)  # 2
         made, start = [], 0
         for (lane, read), part in zip(reads, inputs, strict=True):
             stop = start + len(read.subjects)
             own = ModelOutputs(*(array[start:stop] for array in outputs))
-            made.append(self._messages(lane, read, freq, part, own, name, version))
+            made.append(self._messages(lane, read, freq, _Answer(part, own, model)))
             start = stop
-        await asyncio.gather(*(self._publish(freq, one, name) for one in made))  # 3, 4
+        await asyncio.gather(*(self._publish(freq, one, model) for one in made))  # 3, 4
         return start
 
     async def _withdraw_or_read(self, lane: Lane, freq: str, item_ids: Sequence[str]) -> tuple[Lane, LaneRead | None]:
@@ -214,27 +231,18 @@ class Scheduler:
         rows = read.rows._replace(bucket=week_of_day(read.rows.bucket)) if freq == "1w" else read.rows
         return build_inputs(freq, read.cutoff_ms, subjects, rows, self._rules.calendar, entries, length)
 
-    async def _infer(self, freq: str, inputs: ModelInputs) -> tuple[ModelOutputs, str, str]:
+    async def _infer(self, freq: str, inputs: ModelInputs) -> tuple[ModelOutputs, _Model]:
         try:
             reply = await self._rules.infer(inputs)
         except ForecastUnavailableError:
             outputs = empirical_forecast(inputs, self._rules.prediction_length[freq])
-            return outputs, BASELINE_NAME, BASELINE_VERSION
-        return reply.outputs, self._rules.model_name, reply.model_version
+            return outputs, BASELINE
+        return reply.outputs, _Model(self._rules.model_name, reply.model_version)
 
-    def _messages(
-        self,
-        lane: Lane,
-        read: LaneRead,
-        freq: str,
-        inputs: ModelInputs,
-        outputs: ModelOutputs,
-        model_name: str,
-        model_version: str,
-    ) -> _Made:
-        writer = _ForecastWriter(self._rules, freq, read, model_name, model_version)
-        rounded = _Rounded(*(np.round(array.astype(np.float64), 3).tolist() for array in outputs))
-        observed = np.round(inputs.running[:, FEATURE_INDEX["units"]].astype(np.float64), 3).tolist()
+    def _messages(self, lane: Lane, read: LaneRead, freq: str, answer: _Answer) -> _Made:
+        writer = _ForecastWriter(self._rules, freq, read, answer.model)
+        rounded = _Rounded(*(np.round(array.astype(np.float64), 3).tolist() for array in answer.outputs))
+        observed = np.round(answer.inputs.running[:, FEATURE_INDEX["units"]].astype(np.float64), 3).tolist()
         messages: list[tuple[str, bytes | None]] = []
         done: list[tuple[str, int | None, ForecastSummary | None]] = []
         for i, (item, _) in enumerate(read.subjects):
@@ -243,8 +251,8 @@ class Scheduler:
             done.append((item.item_id, read.marks[i], summary))
         return _Made(lane, messages, done)
 
-    async def _publish(self, freq: str, made: _Made, model_name: str) -> None:
-        degraded = model_name == BASELINE_NAME
+    async def _publish(self, freq: str, made: _Made, model: _Model) -> None:
+        degraded = model == BASELINE
         try:
             await made.lane.send_forecasts(self._rules.topic, freq, made.messages)
             await made.lane.forecasts_done(freq, made.done)
@@ -271,11 +279,11 @@ class _Rounded(NamedTuple):
 class _ForecastWriter:
     """Turns rows of model outputs into messages of one lane, frequency and cutoff."""
 
-    def __init__(self, rules: ForecastRules, freq: str, read: LaneRead, model_name: str, model_version: str) -> None:
+    def __init__(self, rules: ForecastRules, freq: str, read: LaneRead, model: _Model) -> None:
         self._rules = rules
         self._freq = freq
         self._read = read
-        self._model = (model_name, model_version)
+        self._model = model
         zones = [rules.calendar.zone(item.location_id) for item, _ in read.subjects]
         self._buckets = running_buckets(freq, read.cutoff_ms, zones)
         self._zones = zones
@@ -290,7 +298,7 @@ class _ForecastWriter:
 
     def write(self, i: int, outputs: _Rounded, observed: float) -> tuple[Forecast, ForecastSummary]:
         """Message and summary of the i-th item."""
-        read, rules, (model_name, model_version) = self._read, self._rules, self._model
+        read, rules, model = self._read, self._rules, self._model
         item = read.subjects[i][0]
         edges = self._bucket_edges(i)
         identity = [item.item_id, self._freq, read.cutoff_ms, sorted(read.positions.items()), *self._model]
@@ -313,11 +321,11 @@ class _ForecastWriter:
             steps=steps,
             quantile_levels=list(QUANTILE_LEVELS),
             observed=observed,
-            model_name=model_name,
-            model_version=model_version,
+            model_name=model.name,
+            model_version=model.version,
             config_hash=rules.config_hash,
             feature_age_ms=read.feature_age_ms,
-            degraded=model_name == BASELINE_NAME,
+            degraded=model == BASELINE,
         )
         summary = ForecastSummary(
             forecast_id=forecast.forecast_id,
@@ -325,8 +333,8 @@ class _ForecastWriter:
             running_bucket=int(self._buckets[i]),
             cutoff=forecast.cutoff,
             issued_at=forecast.issued_at,
-            model_name=model_name,
-            model_version=model_version,
+            model_name=model.name,
+            model_version=model.version,
             degraded=forecast.degraded,
             bucket_start=edges[:-1],
             mean=means,

@@ -11,14 +11,13 @@ from zoneinfo import ZoneInfo
 
 import click
 import numpy as np
-from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Table
 
 from feature_store.calendar_time import bucket_start_ms
 from feature_store.features import FEATURES, UNITS_PER_ONE
 from feature_store.layout import ForecastSummary
-from feature_store.store import FeatureStore
+from feature_store.store import REDIS_ERRORS, FeatureStore
 from worker.errors import ShelfcastError
 from worker.settings import Settings, load_settings
 from worker.transport import murmur2_partition
@@ -52,7 +51,7 @@ async def show(settings: Settings, product_id: str, location_id: str, last: int,
     partition = murmur2_partition(product_id, settings.partition_count)
     try:
         found = await store.look_up(partition, product_id, location_id)
-    except (RedisError, OSError) as error:
+    except REDIS_ERRORS as error:
         raise ShelfcastError(f"Redis does not answer ({error}): check SHELFCAST_REDIS_URL") from error
     finally:
         await store.close()

@@ -13,6 +13,7 @@ from worker.errors import TopicError
 from worker.settings import Settings
 
 _TIMEOUT_S = 15.0
+ASIDE_BYTES = 2 * 1_048_588  # twice the default limit of Kafka's topics
 
 
 class WantedTopic(NamedTuple):
@@ -22,6 +23,7 @@ class WantedTopic(NamedTuple):
     partitions: int
     compacted: bool
     keep_forever: bool = False
+    most_bytes: int = 0  # 0 = the broker's default
 
 
 def wanted_topics(settings: Settings) -> list[WantedTopic]:
@@ -30,7 +32,9 @@ def wanted_topics(settings: Settings) -> list[WantedTopic]:
     wanted = [WantedTopic(settings.topic_calendar_global, 1, compacted=True)]
     for topic, source in settings.input_topics.items():
         wanted.append(WantedTopic(topic, count, compacted=source in COMPACTED))
-        wanted += [WantedTopic(f"{topic}.{aside}", count, compacted=False) for aside in ("dlq", "late")]
+        for aside in ("dlq", "late"):
+            # The largest record that an input topic takes, with our headers, must fit in here.
+            wanted.append(WantedTopic(f"{topic}.{aside}", count, compacted=False, most_bytes=ASIDE_BYTES))
     wanted.append(WantedTopic(settings.topic_forecasts, count, compacted=True))
     if settings.clock == "event":
         # A replay's ticks carry old timestamps: time-based retention would delete them at once.
@@ -43,6 +47,7 @@ def kafka_client_config(settings: Settings) -> dict[str, Any]:
     config: dict[str, Any] = {
         "bootstrap.servers": settings.kafka_bootstrap_servers,
         "security.protocol": settings.kafka_security_protocol,
+        "log_level": 2,  # connection trouble is told by errors, once, and not line after line on stderr
     }
     if settings.kafka_security_protocol.startswith("SASL"):
         config["sasl.mechanisms"] = settings.kafka_sasl_mechanism
@@ -59,7 +64,7 @@ def ensure_topics(settings: Settings) -> list[str]:
     Raises:
         TopicError: the broker can't be reached, or refuses to create a topic.
     """
-    admin = AdminClient({**kafka_client_config(settings), "logger": _Silent()})
+    admin = AdminClient(kafka_client_config(settings))
     try:
         existing = {name: len(topic.partitions) for name, topic in admin.list_topics(timeout=_TIMEOUT_S).topics.items()}
     except KafkaException as error:
@@ -79,8 +84,8 @@ def ensure_topics(settings: Settings) -> list[str]:
         found = existing.get(topic.name)
         if found is not None and found != topic.partitions:
             findings.append(
-                f"topic {topic.name} has {found} partitions, {topic.partitions} are needed: every keyed topic must have "
-                "the same number. Set SHELFCAST_PARTITION_COUNT to it, or create the topic anew with that number."
+                f"topic {topic.name} has {found} partitions, {topic.partitions} are needed: every keyed topic must "
+                "have the same number. Set SHELFCAST_PARTITION_COUNT to it, or create the topic anew with that number."
             )
     present = [topic for topic in wanted if topic.name in existing]
     return findings + _config_findings(admin, present)
@@ -92,6 +97,8 @@ def _create(admin: AdminClient, topics: Sequence[WantedTopic], replication_facto
         config = {"cleanup.policy": "compact"} if topic.compacted else {}
         if topic.keep_forever:
             config["retention.ms"] = "-1"
+        if topic.most_bytes:
+            config["max.message.bytes"] = str(topic.most_bytes)
         new.append(NewTopic(topic.name, topic.partitions, replication_factor, config=config))
     for name, future in admin.create_topics(new, operation_timeout=_TIMEOUT_S).items():
         try:
@@ -122,10 +129,3 @@ def _config_findings(admin: AdminClient, topics: Sequence[WantedTopic]) -> list[
         if topic.keep_forever and retention not in (None, "-1"):
             findings.append(f"topic {topic.name} forgets old ticks: set retention.ms=-1 on it.")
     return findings
-
-
-class _Silent:
-    """librdkafka's own log lines repeat what the exception says."""
-
-    def log(self, *_: Any) -> None:
-        """Drop the line."""

@@ -67,7 +67,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         self.epochs: dict[TP, int] = {}
         self._applied: dict[TP, int] = {}
 
-    async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Any]]:
+    async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Any]]:  # noqa: ASYNC109 - Faust's signature
         """Yield (partition, message): for batch topics one message with all records fetched."""
         epochs = dict(self.epochs)
         fetched, active = await self._wait_next_records(timeout)

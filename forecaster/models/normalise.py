@@ -54,7 +54,7 @@ def scales(context: Tensor, running: Tensor, elapsed: Tensor, half_life: float, 
     age = torch.arange(length - 1, -1, -1, device=context.device, dtype=context.dtype)
     seen = torch.isfinite(context[:, :, _UNITS])
     weight = torch.exp2(-age / half_life) * seen
-    past = torch.nan_to_num(context)
+    past = torch.nan_to_num(context) * seen[:, :, None]
     units = past[:, :, _UNITS]
     selling = weight * (units > 0)
     typical = ((selling * units.sqrt()).sum(1) / selling.sum(1).clamp_min(1e-9)).square()[:, None]

@@ -17,9 +17,11 @@ bucket
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
+from safetensors.torch import load_model
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 from transformers import PretrainedConfig, PreTrainedModel
@@ -171,7 +173,8 @@ class PatchTransformer(PreTrainedModel):  # type: ignore[misc]
         self.step_inputs = nn.Linear(n.KNOWN_WIDTH + n.CLOCK_WIDTH + 6 + n.ITEM_WIDTH, step_width)
         self.first_step = nn.Linear(n.RUNNING_WIDTH + n.ITEM_WIDTH, step_width)
         self.step_hidden = nn.Linear(step_width, 2 * step_width)
-        self.outputs = nn.Linear(2 * step_width, 2 * levels + 1)
+        self.outputs = nn.Linear(2 * step_width, 2 * levels)
+        self.mean_head = nn.Sequential(nn.Linear(2 * step_width, step_width), nn.GELU(), nn.Linear(step_width, 1))
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -241,15 +244,18 @@ class PatchTransformer(PreTrainedModel):  # type: ignore[misc]
         hidden = spread[:, :steps] + self.step_inputs(torch.cat(own, dim=-1))
         first = self.first_step(torch.cat([now, item], dim=-1))
         hidden = torch.cat([hidden[:, :1] + first[:, None], hidden[:, 1:]], dim=1)
-        out = self.outputs(F.gelu(self.step_hidden(F.gelu(hidden))))
+        hidden = F.gelu(self.step_hidden(F.gelu(hidden)))
+        out = self.outputs(hidden)
+        # Detached: the mean of heavy tails has gradients as heavy, which would toss about what the quantiles rest on.
+        log_mean = self.mean_head(hidden.detach())[..., 0].clamp(-_MAX_LOG, _MAX_LOG)
         levels = len(contract.QUANTILE_LEVELS)
         quantiles = _quantiles(out[..., :levels])
-        cumulative = torch.cat([quantiles[:, :1], _quantiles(out[:, 1:, levels : 2 * levels])], dim=1)
+        cumulative = torch.cat([quantiles[:, :1], _quantiles(out[:, 1:, levels:])], dim=1)
         # Ends at 0 with the bucket; before its last quarter it leaves the network alone.
         remainder = (4 * (1 - elapsed)).clamp(0, 1)
         return Scaled(
             quantiles,
-            out[..., -1].clamp(-_MAX_LOG, _MAX_LOG),
+            log_mean,
             cumulative,
             scale.units,
             remainder,
@@ -283,6 +289,25 @@ def _quantiles(raw: Tensor) -> Tensor:
     log = torch.cat([below, middle, above], dim=-1).clamp_max(_MAX_LOG)
     # e^x - 1 above 0, where demand is skewed; straight below, where all that counts is being below.
     return torch.where(log > 0, torch.expm1(log.clamp_min(0)), log)
+
+
+def load(folder: Path) -> PatchTransformer:
+    """The model of a folder with config.json and model.safetensors, ready to forecast, on the CPU.
+
+    Raises:
+        OSError: the folder holds no model.
+        FeaturesMismatchError: it was trained on other features than this code computes.
+        ValueError: its weights are not this network's.
+    """
+    config = PatchTransformerConfig.from_pretrained(folder, local_files_only=True)
+    model = PatchTransformer(config)
+    # Not from_pretrained, which makes up what a file lacks and only warns; strict loading raises.
+    try:
+        load_model(model, folder / "model.safetensors", strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"{folder} holds weights of another network: {error}") from error
+    model.eval()
+    return model
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -8,7 +8,7 @@ import triton_python_backend_utils as pb_utils
 
 from forecaster import contract
 from forecaster.inputs import ModelInputs, ModelOutputs
-from forecaster.models.patch_transformer import RESOLUTIONS, PatchTransformer
+from forecaster.models.patch_transformer import RESOLUTIONS, load
 from forecaster.passes import check, forecast
 
 # A pass of 64 rows is too little work for more; Triton scales by instances. OMP_NUM_THREADS may say fewer.
@@ -23,7 +23,7 @@ class TritonPythonModel:
         torch.set_num_threads(min(torch.get_num_threads(), MAX_THREADS))
         weights = Path(args["model_repository"]) / args["model_version"]
         device = f"cuda:{args['model_instance_device_id']}" if torch.cuda.is_available() else "cpu"
-        self.model = PatchTransformer.from_pretrained(weights).eval().to(device)
+        self.model = load(weights).to(device)
         for freq in RESOLUTIONS:
             forecast(self.model, _nothing_known(freq))
 
