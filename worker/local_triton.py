@@ -102,6 +102,9 @@ class LocalTriton(LocalServer):
             # The stub's Python finds its home, and with it the virtual environment, by the `python3` on PATH.
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
             "PYTHONUNBUFFERED": "1",
+            # Threads of a forward pass that wait for each other must sleep: spinning, as is the default, makes a pass
+            # several times slower as soon as anything else wants a core, and on a small machine everything is here.
+            "OMP_WAIT_POLICY": "PASSIVE",
         }
         return environment if self._threads is None else environment | {"OMP_NUM_THREADS": str(self._threads)}
 

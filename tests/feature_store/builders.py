@@ -65,6 +65,7 @@ def events_between(
         action=st.sampled_from([Action.SALE, Action.CANCEL, Action.RETURN]),
         quantity=st.integers(0, 5_000_000),
         unit_price=st.integers(0, 20_000_000_000),
+        rating=st.just(0),
         one_off=st.booleans(),
     )
     clicks = st.builds(
@@ -74,15 +75,19 @@ def events_between(
         action=st.sampled_from([Action.VIEW, Action.ADD_TO_CART, Action.REMOVE_FROM_CART, Action.WISHLIST]),
         quantity=st.just(0),
         unit_price=st.just(0),
+        rating=st.just(0),
+        one_off=st.just(False),
     )
     reviews = st.builds(
         Happened,
         when,
         product_id=whose["product_id"],
+        location_id=st.just(""),
         action=st.just(Action.REVIEW),
         quantity=st.just(0),
         unit_price=st.just(0),
         rating=st.integers(1, 5),
+        one_off=st.just(False),
     )
     return st.one_of(orders, clicks, reviews)
 

@@ -97,10 +97,10 @@ def test_the_whole_shops_calendar_is_read_or_says_what_is_wrong() -> None:
     with pytest.raises(ValueError, match="missing_field.*event_time"):
         decode_global_calendar(b"{}")
     with pytest.raises(ValueError, match="not_json"):
-        decode_global_calendar(b'{"x": "\xff"}')
+        decode_global_calendar(b'{"event_time": 1, "entries": ')
 
 
-@pytest.mark.parametrize("raw", [b"", b"mug", b"{", b'{"event_time": 1} x', b'{"product_id": "\xff"}', b"\xef\xbb\xbf{}"])
+@pytest.mark.parametrize("raw", [b"", b"mug", b"{", json.dumps(ORDER).encode() + b" x", b'{"product_id": "\xff"}', b"\xef\xbb\xbf{}"])
 def test_what_is_not_json_is_rejected(raw: bytes) -> None:
     assert reason_of("orders", raw) is Reason.NOT_JSON
 
@@ -110,7 +110,7 @@ def test_brackets_nested_thousands_deep_are_rejected_even_where_nobody_reads_the
     generous = DecodeLimits(max_message_bytes=10**6)
     assert reason_of("orders", raw, generous) is Reason.NOT_JSON
     with pytest.raises(ValueError, match="not_json"):
-        decode_global_calendar(b"[" * 200_000)
+        decode_global_calendar(b'{"extra": ' + b"[" * 200_000)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_a_negative_sale_is_read_as_a_cancel_of_as_many() -> None:
 
 
 def test_unknown_fields_and_personal_ones_leave_no_trace() -> None:
-    decoded = decode_one("clicks", {**CLICK, "session_id": "s-4711", "user": {"name": "Ada"}, "new_field": 1e999})
+    decoded = decode_one("clicks", {**CLICK, "session_id": "s-4711", "user": {"name": "Ada"}, "new_field": [1]})
     assert decoded.rejects == []
     assert "4711" not in repr(decoded)
     assert "Ada" not in repr(decoded)
@@ -253,7 +253,7 @@ def test_the_shops_own_currency_and_none_are_taken_and_any_when_it_is_not_checke
 
 @given(st.decimals(0, 1_000_000, places=3))
 def test_quantities_are_exact_thousandths(quantity: Decimal) -> None:
-    decoded = decode_one("orders", with_number("quantity", f"{quantity:f}").replace(b"3.5", b"0"))
+    decoded = decode_one("orders", with_number("quantity", f"{quantity:f}"))
     assert decoded.events.quantity.tolist() == [int(quantity * 1000)]
 
 

@@ -1,0 +1,176 @@
+"""Stores on a real Redis, batches for them, and a wire that can lose a reply."""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Self
+
+import redis.asyncio as redis_asyncio
+
+from feature_store.features import FEATURES
+from feature_store.items import Item, ProductState
+from feature_store.layout import ForecastSummary, SeriesSums
+from feature_store.store import Batch, Claim, FeatureStore
+
+FREQS = ("1h", "1d")
+_counter = itertools.count()
+
+
+def fresh_namespace() -> str:
+    """One that no other test uses, on a Redis that is not emptied in between."""
+    return f"shop{next(_counter)}"
+
+
+@asynccontextmanager
+async def open_store(url: str, namespace: str = "shop", partition_count: int = 4) -> AsyncIterator[FeatureStore]:
+    store = FeatureStore(url, namespace=namespace, partition_count=partition_count, forecast_freqs=FREQS)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@asynccontextmanager
+async def by_hand(url: str) -> AsyncIterator[Any]:
+    """A plain client, to look at what stands there and to do what no worker does."""
+    client = redis_asyncio.Redis.from_url(url, decode_responses=True)
+    try:
+        yield client
+    finally:
+        await client.aclose()
+
+
+@asynccontextmanager
+async def server_setting(url: str, name: str, value: str) -> AsyncIterator[None]:
+    """A server setting that is put back afterwards."""
+    async with by_hand(url) as client:
+        before = (await client.config_get(name))[name]
+        await client.config_set(name, value)
+        try:
+            yield
+        finally:
+            await client.config_set(name, before)
+
+
+def row(bucket: int, units: int) -> list[int]:
+    """A bucket with units only."""
+    return [bucket, units] + [0] * (len(FEATURES) - 1)
+
+
+def sums(series_id: str, *rows: list[int], freq: str = "1h", oldest_kept: int = 0, most_kept: int = 100) -> SeriesSums:
+    return SeriesSums(freq, series_id, oldest_kept, most_kept, list(rows))
+
+
+def batch(  # noqa: PLR0913 - a Batch with all its parts optional
+    claim: Claim,
+    after: Mapping[str, int],
+    added: Sequence[SeriesSums] = (),
+    *,
+    dirty: Sequence[str] = (),
+    items: Mapping[str, Item] | None = None,
+    products: Mapping[str, ProductState] | None = None,
+    newest: Mapping[str, int] | None = None,
+) -> Batch:
+    """A step from where the claim stands to the positions `after`."""
+    positions = {topic: (claim.positions.get(topic, -1), offset) for topic, offset in after.items()}
+    return Batch(positions, newest or {}, items or {}, products or {}, dirty, added)
+
+
+async def apply(store: FeatureStore, claim: Claim, step: Batch) -> int:
+    """Apply, and remember the positions as a lane does."""
+    sequence = await store.apply(claim, step)
+    claim.positions.update({topic: after for topic, (_, after) in step.positions.items()})
+    return sequence
+
+
+async def cells(store: FeatureStore, claim: Claim, freq: str, series: Sequence[str]) -> dict[str, dict[int, list[int]]]:
+    """All that stands under some series: bucket -> sums."""
+    found = (await store.read(claim, FREQS[0], [], [(freq, name) for name in series])).rows
+    out: dict[str, dict[int, list[int]]] = {name: {} for name in series}
+    for at, bucket, values in zip(found.item.tolist(), found.bucket.tolist(), found.values.tolist(), strict=True):
+        out[series[at]][bucket] = values
+    return out
+
+
+async def units(store: FeatureStore, claim: Claim, series_id: str, freq: str = "1h") -> dict[int, int]:
+    """Units by bucket of one series."""
+    return {bucket: values[0] for bucket, values in (await cells(store, claim, freq, [series_id]))[series_id].items()}
+
+
+def summary(revision: int = 1) -> ForecastSummary:
+    return ForecastSummary("f", revision, 480_000, 1, 2, "m", "1", False, [1], [1.0], [0.5], [1.0], [2.0])
+
+
+class LossyWire:
+    """Stands between a store and Redis. `lose_next_reply` cuts the connection once Redis has answered, so that what
+    was asked for has happened and the one who asked does not know."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._address = host, port
+        self._lose = False
+        self.lost = 0
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._connect, "127.0.0.1", 0)
+        self.url = f"redis://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/0"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    def lose_next_reply(self) -> None:
+        self._lose = True
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        from_redis, to_redis = await asyncio.open_connection(*self._address)
+        asking = asyncio.create_task(_pump(reader, to_redis))
+        try:
+            while reply := await from_redis.read(65_536):
+                if self._lose:
+                    self._lose = False
+                    self.lost += 1
+                    break
+                writer.write(reply)
+                await writer.drain()
+        except OSError:
+            pass
+        finally:
+            to_redis.close()
+            writer.close()
+            await asking
+            self._connections.discard(task)
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(OSError):
+        while request := await reader.read(65_536):
+            writer.write(request)
+            await writer.drain()
+    writer.close()
+
+
+class Noticed(logging.Handler):
+    """Tells when the store has noticed that Redis is away, so that a test can wait for that and not for a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loop = asyncio.get_running_loop()
+        self.away = asyncio.Event()
+
+    def __enter__(self) -> Self:
+        logging.getLogger("feature_store.store").addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("feature_store.store").removeHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "is away" in record.getMessage():
+            self._loop.call_soon_threadsafe(self.away.set)
