@@ -12,6 +12,7 @@ import asyncio
 import hashlib
 import logging
 import random
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -56,6 +57,9 @@ _AWAY = (
     redis_errors.OutOfMemoryError,  # raised before a script's first write; passes when memory is freed or added
     OSError,
 )
+# The same inside a script: Redis before 7 wraps the error of a command in one of its own, and redis-py has no class for
+# two of them. They all come before a script's first write.
+_AWAY_TEXT = re.compile(r"(^|-)(OOM|READONLY|MISCONF|NOREPLICAS|TRYAGAIN|CLUSTERDOWN|MASTERDOWN) ")
 # What methods that do not wait for Redis raise when it can't be reached or refuses.
 REDIS_ERRORS: tuple[type[Exception], ...] = (redis_errors.RedisError, OSError)
 
@@ -369,7 +373,9 @@ class FeatureStore:
                 redis_errors.AuthenticationError
             ) as error:  # a ConnectionError to redis-py, but waiting can't mend it
                 raise StoreRefusedError(f"Redis refuses user or password ({error}): check them in redis_url") from error
-            except _AWAY as error:
+            except (*_AWAY, redis_errors.ResponseError) as error:
+                if not isinstance(error, _AWAY) and not _AWAY_TEXT.search(str(error)):
+                    raise
                 self._note_away(error)
                 await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
                 pause = min(2 * pause, _RETRY_MOST_S)

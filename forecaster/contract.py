@@ -41,9 +41,12 @@ PAST_CHANNELS: tuple[str, ...] = tuple(feature.name for feature in FEATURES)
 # days_since_launch: from launch_time, else from the item's first event, to cutoff. Codes: 1..1023 by hash, 0 unknown.
 STATIC_CHANNELS: tuple[str, ...] = ("days_since_launch", "category_code", "brand_code")
 
-ROWS_PER_PASS = 64  # every forward pass has this many rows, the last one padded: see render_config_pbtxt
+# Every forward pass has this many rows, the last one padded, so that a forecast does not depend on its batch. Half of 64
+# costs a tenth of the throughput on a CPU core and saves a lone order half of its wait.
+ROWS_PER_PASS = 32
 MAX_BATCH_SIZE = 512
 MAX_QUEUE_DELAY_US = 2_000
+INSTANCES = 2  # by device: one computes while the other reads and answers; on a CPU each has a core of its own
 
 
 class Tensor(NamedTuple):
@@ -117,6 +120,7 @@ def render_config_pbtxt() -> str:
         + _render_tensors("input", INPUTS)
         + _render_tensors("output", OUTPUTS)
         + f"dynamic_batching {{ max_queue_delay_microseconds: {MAX_QUEUE_DELAY_US} }}\n"
+        + f"instance_group [ {{ count: {INSTANCES} }} ]\n"
         # All versions stay loaded, so that a new one can be checked and warmed before the worker is told to use it.
         + "version_policy: { all { } }\n"
         + f'parameters: {{ key: "features_hash", value: {{ string_value: "{features_hash()}" }} }}\n'

@@ -56,6 +56,7 @@ class Worker(Service):  # type: ignore[misc]
         self._queues: dict[TP, asyncio.Queue[RecordBatch]] = {}
         self._lane_tasks: dict[int, list[asyncio.Task[None]]] = {}
         self._reclaims: dict[int, asyncio.Task[None]] = {}
+        self._forecasting: list[asyncio.Task[None]] = []
         self._assigned: set[int] = set()
         self._joined = False
         self._replaying = settings.clock == "event"
@@ -92,8 +93,9 @@ class Worker(Service):  # type: ignore[misc]
         self._consumer: BatchConsumer = self._app.consumer
         self._consumer.batch_topics = frozenset(self.topics)
         self._consumer.on_seek = self._on_seek
+        self._consumer.fetch_max_wait_ms = settings.kafka_fetch_max_wait_ms
         if not self._replaying:
-            self.add_future(self._forecast_forever())
+            self._forecasting.append(asyncio.create_task(self._forecast_forever()))
 
     async def _check_model(self) -> None:
         """A wrong model stops the worker; one that is away does not: a baseline stands in, and a replay waits."""
@@ -103,17 +105,28 @@ class Worker(Service):  # type: ignore[misc]
             logger.warning("%s; starting all the same", error)
 
     async def on_stop(self) -> None:
-        """Drain: the consumer has stopped, so make the forecasts still owed, then close."""
-        for lane in list(self.lanes.values()):
-            if not self._replaying:
-                try:
-                    await asyncio.wait_for(asyncio.shield(self._scheduler.drain(lane)), _DRAIN_S)
-                except TimeoutError:
-                    logger.warning("partition %d: forecasts are still owed; the next owner makes them", lane.partition)
+        """Drain; the consumer has stopped already, the producer has not.
+
+        1. Let the round of forecasts under way end.
+        2. Live: make the forecasts still owed to touched items, as far as the time allows.
+        3. Close the lanes and let the step that each may be in end; then close the connections.
+        """
+        await self._end_of(self._forecasting)  # 1
+        if not self._replaying:  # 2
+            drains = [asyncio.create_task(self._scheduler.drain(lane)) for lane in self.lanes.values()]
+            await self._end_of(drains)
+        steps = [task for tasks in self._lane_tasks.values() for task in tasks]  # 3
         await self._drop_lanes()
+        await self._end_of(steps)
         self._calendar.stop()
         await self._store.close()
         await self._client.close()
+
+    async def _end_of(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        if tasks:
+            _, unfinished = await asyncio.wait(tasks, timeout=_DRAIN_S)
+            if unfinished:
+                logger.warning("stopping with forecasts still owed; the partitions' next owner makes them")
 
     def is_ready(self) -> bool:
         """All lanes assigned are running and the shop's calendar has been read."""
@@ -328,6 +341,7 @@ def create_app(settings: Settings) -> faust.App:
         stream_wait_empty=False,  # lanes do their own draining
         producer_acks=-1,
         producer_max_request_size=ASIDE_BYTES,
+        producer_max_batch_size=1_000_000,  # a forecast is 8 kB: the default would send them two by two
         producer_linger=0.002,  # seconds: forecasts of one batch leave together
         topic_disable_leader=True,
         topic_allow_declare=False,

@@ -26,7 +26,7 @@ from worker.replay import Replayer
 from worker.settings import Settings, load_settings
 from worker.topics import ensure_topics, kafka_client_config
 
-_HOUR_MS = 3_600_000
+_STEP_MS = 2 * 3_600_000
 _AFTER_MIDNIGHT_MS = 5 * 60_000  # a day's books are closed five minutes after it
 _SHOWN = 12
 _ANSWER_S = 60.0
@@ -57,6 +57,8 @@ def demo_environment(stack: LocalStack) -> dict[str, str]:
     return {
         "SHELFCAST_KAFKA_BOOTSTRAP_SERVERS": stack.bootstrap_servers,
         "SHELFCAST_KAFKA_SESSION_TIMEOUT_S": "6",
+        # The embedded broker does not look for new records before this time is up.
+        "SHELFCAST_KAFKA_FETCH_MAX_WAIT_MS": "10",
         "SHELFCAST_REDIS_URL": stack.redis_url,
         "SHELFCAST_TRITON_URL": stack.triton_url,
         "SHELFCAST_NAMESPACE": "demo",
@@ -77,15 +79,15 @@ class Step(NamedTuple):
 
 
 def steps_of(events: DemoEvents, settings: Settings) -> Iterator[Step]:
-    """An hour a step, leaving out hours in which nothing happens, and a step just after each local midnight."""
+    """Two hours a step, leaving out those in which nothing happens, and a step just after each local midnight."""
     calendar = settings.shop_calendar()
     days = calendar.buckets("1d", np.array([events.first_ms, events.last_ms]), ["", ""])
     midnights = bucket_start_ms("1d", np.arange(days[0] + 1, days[1] + 2), settings.time_zone) + _AFTER_MIDNIGHT_MS
-    hours = np.arange(events.first_ms // _HOUR_MS + 1, events.last_ms // _HOUR_MS + 2) * _HOUR_MS
+    ends = np.arange(events.first_ms // _STEP_MS + 1, events.last_ms // _STEP_MS + 2) * _STEP_MS
     times = np.array([record.timestamp_ms for record in events.records])
     first = 0
     closing = set(midnights.tolist())
-    for tick_ms in sorted({*hours.tolist(), *closing}):
+    for tick_ms in sorted({*ends.tolist(), *closing}):
         stop = int(np.searchsorted(times, tick_ms))
         if stop > first or tick_ms in closing:
             yield Step(first, stop, tick_ms)

@@ -98,7 +98,7 @@ def summary_panel(summary: Mapping[str, Any]) -> Panel:
         ("forecasts", f"{summary['forecasts']:,}", f"of {summary['items']:,} items, 28 days each, with 19 quantiles"),
         ("rejected", f"{summary['rejects']:,}", "records that went to a dead-letter topic"),
         ("latency, median", f"{latency['p50']:,.0f} ms", "from sending an order to the forecast that has seen it"),
-        ("latency, 99 %", f"{latency['p99']:,.0f} ms", "orders come in bursts of one shop hour"),
+        ("latency, 99 %", f"{latency['p99']:,.0f} ms", "orders come in bursts of two shop hours"),
         ("WAPE", f"{summary['wape']:.3f}", "of the median, one day ahead, against what then sold (0 = perfect)"),
         (
             "seasonal naive",

@@ -33,7 +33,7 @@ class ForecastWatch:
     """Reads in a thread of its own. Everything it shows is under `lock`."""
 
     def __init__(self, config: dict[str, Any], forecasts_topic: str, orders_topic: str, aside: Sequence[str]) -> None:
-        self._config = {**config, "group.id": "shelfcast-demo-watch", "enable.auto.commit": False}
+        self._config = {**config, "group.id": "shelfcast-demo-watch", "fetch.wait.max.ms": 10}
         self._forecasts_topic, self._orders_topic, self._aside = forecasts_topic, orders_topic, aside
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="demo-watch", daemon=True)

@@ -126,7 +126,7 @@ class LocalStack:
         redis_port: int = 0,
         triton_port: int = 0,
         redis_binary: Path | None = None,
-        triton_threads: int | None = None,
+        triton_threads: int = 1,
     ) -> None:
         self._directory_is_ours = directory is None
         self.directory = (directory or Path(tempfile.mkdtemp(prefix="shelfcast-"))).resolve()

@@ -37,6 +37,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     kafka_session_timeout_s: Annotated[
         float, Meta(gt=0, description="seconds without a heartbeat after which Kafka gives a worker's partitions away")
     ] = 30.0
+    kafka_fetch_max_wait_ms: Annotated[
+        int, Meta(ge=1, description="how long a broker may hold a fetch back that finds nothing new, in milliseconds")
+    ] = 500
 
     redis_url: Annotated[str, Meta(description="redis://, rediss:// (TLS), with user, password and data base")] = (
         "redis://127.0.0.1:6379/0"

@@ -39,7 +39,7 @@ class TopicReader:
     """Reads a topic from its start, waiting for what a test expects of it."""
 
     def __init__(self, bootstrap_servers: str, topic: str, partitions: int) -> None:
-        config = {"bootstrap.servers": bootstrap_servers, "group.id": f"reader-{topic}", "log_level": 2}
+        config = {"bootstrap.servers": bootstrap_servers, "group.id": f"reader-{topic}", "log_level": 2, "fetch.wait.max.ms": 10}
         self._consumer = Consumer(config)
         self._consumer.assign([TopicPartition(topic, p, OFFSET_BEGINNING) for p in range(partitions)])
         self.records: list[Received] = []
@@ -73,6 +73,7 @@ class Shop:
         self.environment: dict[str, str] = {
             "SHELFCAST_KAFKA_BOOTSTRAP_SERVERS": stack.bootstrap_servers,
             "SHELFCAST_KAFKA_SESSION_TIMEOUT_S": "6",
+            "SHELFCAST_KAFKA_FETCH_MAX_WAIT_MS": "10",
             "SHELFCAST_REDIS_URL": stack.redis_url,
             "SHELFCAST_TRITON_URL": stack.triton_url,
             "SHELFCAST_NAMESPACE": f"test{n}",

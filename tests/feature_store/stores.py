@@ -162,7 +162,7 @@ class Noticed(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self._loop = asyncio.get_running_loop()
-        self.away = asyncio.Event()
+        self._away = asyncio.Event()
 
     def __enter__(self) -> Self:
         logging.getLogger("feature_store.store").addHandler(self)
@@ -173,4 +173,12 @@ class Noticed(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if "is away" in record.getMessage():
-            self._loop.call_soon_threadsafe(self.away.set)
+            self._loop.call_soon_threadsafe(self._away.set)
+
+    async def in_call(self, call: asyncio.Task[Any]) -> None:
+        """Returns once the store has noticed; raises what the call raised if it ended instead of waiting."""
+        away = asyncio.create_task(self._away.wait())
+        await asyncio.wait([call, away], return_when=asyncio.FIRST_COMPLETED)
+        if call.done():
+            away.cancel()
+            raise AssertionError(f"the call ended while Redis was away: {call.result()}")
