@@ -51,7 +51,7 @@ def test_counted_events_decode_as_ever(
     rating: int,
     one_off: bool,
 ) -> None:
-    decoded = decode([name.split("_")[0]], [(GOLDEN / f"{name}.json").read_bytes()], [b"mug"], LIMITS)
+    decoded = decode([name.partition("_")[0]], [(GOLDEN / f"{name}.json").read_bytes()], [b"mug"], LIMITS)
     assert decoded.rejects == []
     events = decoded.events
     assert events.series == (series,)
@@ -80,7 +80,7 @@ UNSAID = CalendarEntry(1710800000000, 1710900000000, "", None, None, None, None)
     ],
 )
 def test_state_messages_decode_as_ever(name: str, expected: Any) -> None:
-    decoded = decode([name.split("_")[0]], [(GOLDEN / f"{name}.json").read_bytes()], [b"mug"], LIMITS)
+    decoded = decode([name.partition("_")[0]], [(GOLDEN / f"{name}.json").read_bytes()], [b"mug"], LIMITS)
     assert [event for _, event in decoded.states] == [expected]
 
 
@@ -148,5 +148,5 @@ def test_published_messages_decode_as_ever(name: str, expected: Forecast | Clock
 @pytest.mark.parametrize("name", ["forecast_v1_full", "clock_v1_full"])
 def test_what_is_published_still_has_every_field(name: str) -> None:
     golden = msgspec.json.decode((GOLDEN / f"{name}.json").read_bytes())
-    decoded = msgspec.json.decode((GOLDEN / f"{name}.json").read_bytes(), type=PUBLISHED[name.split("_")[0]])
+    decoded = msgspec.json.decode((GOLDEN / f"{name}.json").read_bytes(), type=PUBLISHED[name.partition("_")[0]])
     assert msgspec.json.decode(msgspec.json.encode(decoded)) == golden

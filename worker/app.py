@@ -30,16 +30,25 @@ from worker import metrics
 from worker.errors import ForecastUnavailableError, TopicError
 from worker.forecast_client import ForecastClient, ForecastReply
 from worker.global_calendar import GlobalCalendar
-from worker.lane import Lane, LaneClosedError, LaneRules, Record
+from worker.lane import Lane, LaneClosedError, LaneRules, Message, Record
 from worker.scheduler import ForecastRules, Scheduler
 from worker.settings import Settings, stored_freq
 from worker.topics import ASIDE_BYTES, ensure_topics, kafka_client_config
-from worker.transport import BatchConsumer, BatchSchema, BatchTransport, RecordBatch, murmur2_partition
+from worker.transport import (
+    RETRIABLE_SEND_ERRORS,
+    BatchConsumer,
+    BatchSchema,
+    BatchTransport,
+    RecordBatch,
+    murmur2_partition,
+    send_batch,
+)
 
 logger = logging.getLogger(__name__)
 
 _QUEUED_BATCHES = 4  # fetched batches of one topic waiting in a lane; more only cost memory
 _RECLAIM_PAUSE_S = 1.0
+_RESEND_PAUSE_S = 0.5
 _DRAIN_S = 20.0
 
 
@@ -314,16 +323,22 @@ class Worker(Service):  # type: ignore[misc]
             issued_at_ms=(lambda cutoff_ms: cutoff_ms) if self._replaying else (lambda _: wall()),
         )
 
-    async def _send(
-        self,
-        topic: str,
-        partition: int,
-        key: bytes | None,
-        value: bytes | None,
-        headers: Sequence[tuple[str, bytes]],
-    ) -> None:
-        """Send one record; returns when Kafka has acknowledged it."""
-        await self._app.producer.send_and_wait(topic, key, value, partition, None, list(headers))
+    async def _send(self, topic: str, partition: int, messages: Sequence[Message]) -> None:
+        """Send records; returns when Kafka has acknowledged them. While Kafka is away, tries again: a record whose
+        acknowledgement was lost may then stand twice, which consumers of forecasts and dead letters can tell."""
+        away = False
+        while True:
+            try:
+                await send_batch(self._app.producer, topic, partition, messages)
+            except RETRIABLE_SEND_ERRORS as error:
+                if not away:
+                    logger.error("Kafka does not take records of %s (%s): they are kept and sent again", topic, error)
+                away = True
+                await asyncio.sleep(_RESEND_PAUSE_S)
+                continue
+            if away:
+                logger.warning("Kafka takes records of %s again", topic)
+            return
 
 
 def create_app(settings: Settings) -> faust.App:

@@ -76,6 +76,7 @@ class Step(NamedTuple):
     first: int
     stop: int
     tick_ms: int
+    closes_day: bool  # every item is forecast anew for the day that has begun
 
 
 def steps_of(events: DemoEvents, settings: Settings) -> Iterator[Step]:
@@ -90,7 +91,7 @@ def steps_of(events: DemoEvents, settings: Settings) -> Iterator[Step]:
     for tick_ms in sorted({*ends.tolist(), *closing}):
         stop = int(np.searchsorted(times, tick_ms))
         if stop > first or tick_ms in closing:
-            yield Step(first, stop, tick_ms)
+            yield Step(first, stop, tick_ms, tick_ms in closing)
         first = stop
 
 
@@ -147,7 +148,7 @@ def _replay(
             lines[record.reference] += 1
     busiest = sorted(busiest, key=lambda product: -lines[product])[:_SHOWN]
     order_lines = 0
-    step = Step(0, 0, events.first_ms)
+    step = Step(0, 0, events.first_ms, closes_day=False)
     for step in steps_of(events, settings):
         chunk = events.records[step.first : step.stop]
         order_lines += sum(bool(record.reference) for record in chunk)
@@ -156,10 +157,12 @@ def _replay(
             time.sleep(max(due - time.monotonic(), 0))
         sent_s = time.monotonic()
         watch.expect(replayer.send(chunk), sent_s)
+        if step.closes_day:
+            watch.expect_refresh(step.tick_ms)
         replayer.tick(step.tick_ms)
         _await_forecasts(watch, worker)
         with watch.lock:
-            changed = {r.reference: 1.0 for r in chunk if r.reference}
+            changed = {record.reference for record in chunk}
             progress = Progress(
                 step.tick_ms, order_lines, step.stop, watch.forecasts, time.monotonic() - began, changed
             )

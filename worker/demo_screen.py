@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
+from rich import box
 from rich.console import Group
 from rich.panel import Panel
 from rich.table import Table
@@ -16,7 +17,6 @@ from forecaster.contract import QUANTILE_LEVELS
 from worker.schemas import Forecast, ForecastStep
 
 _LOW, _MIDDLE, _HIGH = (QUANTILE_LEVELS.index(level) for level in (0.1, 0.5, 0.9))
-_SOURCES = ("orders", "clicks", "reviews")
 
 
 class Progress(NamedTuple):
@@ -27,7 +27,7 @@ class Progress(NamedTuple):
     events: int
     forecasts: int
     wall_s: float
-    updated_at: Mapping[str, float]  # by item, monotonic seconds of its last change on the screen
+    changed: Set[str]  # items with orders in the last step
 
 
 def _band(step: ForecastStep) -> str:
@@ -47,36 +47,41 @@ def live_table(
     """The busiest items with what has sold today and what is forecast for today's final total and for tomorrow."""
     clock = dt.datetime.fromtimestamp(progress.clock_ms / 1000, ZoneInfo(zone))
     head = Text.assemble(
-        ("shop time ", "dim"),
+        ("shop ", "dim"),
         (clock.strftime("%a %d %b %Y %H:%M"), "bold"),
-        ("   real order lines ", "dim"),
+        ("  real order lines ", "dim"),
         f"{progress.order_lines:,}",
-        ("   events ", "dim"),
+        ("  events ", "dim"),
         f"{progress.events:,}",
-        ("   forecasts ", "dim"),
+        ("  forecasts ", "dim"),
         f"{progress.forecasts:,}",
-        ("   wall ", "dim"),
+        ("  wall ", "dim"),
         f"{progress.wall_s:.0f} s",
     )
-    table = Table(expand=True, pad_edge=False)
+    table = Table(expand=True, pad_edge=False, box=box.SIMPLE_HEAD)
     table.add_column("item", no_wrap=True)
-    table.add_column("product", no_wrap=True, ratio=1)
-    table.add_column("sold today", justify="right")
-    table.add_column("today's final total\nmedian  10%–90%", justify="right")
-    table.add_column("tomorrow\nmedian  10%–90%", justify="right")
-    table.add_column("newest order\nclick, review", justify="right")
+    table.add_column("product", no_wrap=True, ratio=1, min_width=10)
+    table.add_column("sold\ntoday", justify="right")
+    table.add_column("today in all\nmedian  10–90 %", justify="right")
+    table.add_column("tomorrow\nmedian  10–90 %", justify="right")
+    table.add_column("feature\nage", justify="right")
     for item_id in items:
         forecast = latest.get(item_id)
         if forecast is None:
             table.add_row(item_id, titles.get(item_id, ""), "", "[dim]no orders yet[/dim]", "", "")
             continue
-        ages = ", ".join(_age(forecast.feature_age_ms.get(source)) for source in _SOURCES)
-        changed = "bold green" if progress.updated_at.get(item_id, 0.0) > 0 else ""
-        sold = f"[{changed}]{forecast.observed:,.0f}[/{changed}]" if changed else f"{forecast.observed:,.0f}"
-        table.add_row(item_id, titles.get(item_id, ""), sold, _band(forecast.steps[0]), _band(forecast.steps[1]), ages)
+        sold = f"{forecast.observed:,.0f}"
+        table.add_row(
+            item_id,
+            titles.get(item_id, ""),
+            f"[bold green]{sold}[/bold green]" if item_id in progress.changed else sold,
+            _band(forecast.steps[0]),
+            _band(forecast.steps[1]),
+            _age(forecast.feature_age_ms.get("orders")),
+        )
     foot = Text(
-        "Orders are real (Online Retail II, CC BY 4.0). Clicks and reviews are invented from them. "
-        "Ages are those of the newest event in the item's lane, in shop time.",
+        "Orders are real (Online Retail II, CC BY 4.0); clicks and reviews are invented from them. Green: ordered just "
+        "now. Feature age: shop time since the newest order that these forecasts have seen in the item's partition.",
         style="dim",
     )
     return Group(head, table, foot)

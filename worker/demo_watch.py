@@ -38,6 +38,8 @@ class ForecastWatch:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="demo-watch", daemon=True)
         self._pending: dict[str, deque[_Pending]] = {}
+        self._stale: set[str] = set()
+        self._refresh_ms = 0
         self.lock = threading.Condition()
         self.latest: dict[str, Forecast] = {}
         self.day_ahead: dict[tuple[str, int], DayAhead] = {}  # by item and the day's start
@@ -61,10 +63,19 @@ class ForecastWatch:
             for reference, _, offset in placed:
                 self._pending.setdefault(reference, deque()).append(_Pending(offset, sent_s))
 
-    def wait_until_seen(self, timeout_s: float) -> bool:
-        """Wait until each order expected is in a forecast; False after `timeout_s`."""
+    def expect_refresh(self, now_ms: int) -> None:
+        """Wait, from now on, for each item whose last forecast began in a day that is over at shop time `now_ms`."""
         with self.lock:
-            return self.lock.wait_for(lambda: not self._pending or self.failure is not None, timeout_s)
+            self._refresh_ms = now_ms
+            self._stale = {item_id for item_id, f in self.latest.items() if f.steps[0].bucket_end <= now_ms}
+
+    def wait_until_seen(self, timeout_s: float) -> bool:
+        """Wait until all that is expected is there; False after `timeout_s`."""
+        with self.lock:
+            return self.lock.wait_for(self._nothing_owed, timeout_s)
+
+    def _nothing_owed(self) -> bool:
+        return not (self._pending or self._stale) or self.failure is not None
 
     def _run(self) -> None:
         consumer = Consumer(self._config)
@@ -101,11 +112,13 @@ class ForecastWatch:
         self.latest[forecast.item_id] = forecast
         today = forecast.steps[0]
         self.day_ahead.setdefault((forecast.item_id, today.bucket_start), DayAhead(today.quantiles, today.mean))
+        if today.bucket_end > self._refresh_ms:
+            self._stale.discard(forecast.item_id)
         waiting = self._pending.get(forecast.item_id)
         position = forecast.positions.get(self._orders_topic, 0)
         while waiting and waiting[0].offset < position:
             self.latencies_s.append(now_s - waiting.popleft().sent_s)
         if waiting is not None and not waiting:
             del self._pending[forecast.item_id]
-            if not self._pending:
-                self.lock.notify_all()
+        if self._nothing_owed():
+            self.lock.notify_all()

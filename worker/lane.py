@@ -54,8 +54,16 @@ class Record(NamedTuple):
     headers: Sequence[tuple[str, bytes]]
 
 
-# topic, partition, key, value, headers -> returns when Kafka has acknowledged the record
-Send = Callable[[str, int, bytes | None, bytes | None, Sequence[tuple[str, bytes]]], Awaitable[None]]
+class Message(NamedTuple):
+    """One record to send."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]] = ()
+
+
+# topic, partition, messages -> returns when Kafka has acknowledged them all
+Send = Callable[[str, int, Sequence[Message]], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -256,7 +264,7 @@ class Lane:
         """Dead letters and late events, as they came, with headers that say where from and why."""
         aside = [(reject.row, "dlq", reject.reason.value, reject.detail) for reject in rejects]
         aside += [(row, "late", "late", "its day is older than what is retained") for row in late.tolist()]
-        sends = []
+        letters: dict[str, list[Message]] = {}
         for row, kind, reason, detail in aside:
             record = records[row]
             headers = [
@@ -267,8 +275,9 @@ class Lane:
                 ("shelfcast.reason", reason.encode()),
                 ("shelfcast.detail", detail.encode()),
             ]
-            sends.append(self._rules.send(f"{record.topic}.{kind}", self.partition, record.key, record.value, headers))
-        await asyncio.gather(*sends)
+            letters.setdefault(f"{record.topic}.{kind}", []).append(Message(record.key, record.value, headers))
+        for topic, messages in letters.items():
+            await self._rules.send(topic, self.partition, messages)
 
     def _batch(self, records: Sequence[Record], decoded: Decoded, plan: Plan, now_ms: int) -> Batch:
         positions: dict[str, tuple[int, int]] = {}
@@ -379,12 +388,9 @@ class Lane:
 
     async def send_forecasts(self, topic: str, freq: str, messages: Sequence[tuple[str, bytes | None]]) -> None:
         """Send forecasts (item_id, message or None for a tombstone); returns when Kafka has acknowledged all."""
-        await asyncio.gather(
-            *(
-                self._rules.send(topic, self.partition, f"{item_id}|{freq}".encode(), message, ())
-                for item_id, message in messages
-            )
-        )
+        keyed = [Message(f"{item_id}|{freq}".encode(), value) for item_id, value in messages]
+        if keyed:
+            await self._rules.send(topic, self.partition, keyed)
 
     async def forecasts_done(self, freq: str, done: Sequence[tuple[str, int | None, ForecastSummary | None]]) -> None:
         """Store acknowledged forecasts and clear what is no longer owed."""

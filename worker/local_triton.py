@@ -98,7 +98,7 @@ class LocalTriton(LocalServer):
             str(_server_directory().parents[1] / "nvidia_pytriton.libs"),
             os.environ.get("LD_LIBRARY_PATH", ""),
         ]
-        environment = {
+        return {
             "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),
             # The stub's Python finds its home, and with it the virtual environment, by the `python3` on PATH.
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
@@ -108,7 +108,6 @@ class LocalTriton(LocalServer):
             "OMP_WAIT_POLICY": "PASSIVE",
             "OMP_NUM_THREADS": str(self._threads),
         }
-        return environment
 
     def _answers(self) -> bool:
         try:

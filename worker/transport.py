@@ -8,16 +8,36 @@ worker to claim its partitions and seeks to the positions that stand in Redis.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import faust
 from aiokafka import TopicPartition
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from aiokafka.errors import (
+    KafkaConnectionError,
+    KafkaTimeoutError,
+    NotLeaderForPartitionError,
+    RequestTimedOutError,
+)
 from aiokafka.partitioner import murmur2
 from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import TP, ConsumerMessage
+
+RETRIABLE_SEND_ERRORS = (KafkaTimeoutError, KafkaConnectionError, NotLeaderForPartitionError, RequestTimedOutError)
+
+
+class KeyedMessage(Protocol):
+    """A record to send."""
+
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes]]: ...
 
 
 class RawRecord(NamedTuple):
@@ -166,3 +186,20 @@ class BatchTransport(driver.Transport):  # type: ignore[misc]
     """Faust's aiokafka transport with the batch consumer."""
 
     Consumer = BatchConsumer
+
+
+async def send_batch(producer: Any, topic: str, partition: int, messages: Sequence[KeyedMessage]) -> None:
+    """Send records to one partition, as few batches as hold them; returns when Kafka has acknowledged all.
+
+    `producer` is Faust's: its own way to send costs a task and a future a record.
+    """
+    aiokafka_producer = producer._ensure_producer()
+    batch, sent = aiokafka_producer.create_batch(), []
+    for message in messages:
+        headers = list(message.headers)
+        if batch.append(timestamp=None, key=message.key, value=message.value, headers=headers) is None:
+            sent.append(await aiokafka_producer.send_batch(batch, topic, partition=partition))
+            batch = aiokafka_producer.create_batch()
+            batch.append(timestamp=None, key=message.key, value=message.value, headers=headers)
+    sent.append(await aiokafka_producer.send_batch(batch, topic, partition=partition))
+    await asyncio.gather(*sent)

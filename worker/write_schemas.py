@@ -1,6 +1,6 @@
 """Writes what is generated from classes: docs/schemas/*.json, and the settings table of the README.
 
-    python -m worker.write_schemas
+python -m worker.write_schemas
 """
 
 from __future__ import annotations

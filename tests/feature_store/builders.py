@@ -53,7 +53,11 @@ def batch_of(events: Sequence[Happened]) -> EventBatch:
 
 
 def events_between(
-    first_ms: int, last_ms: int, *, products: Sequence[str] = ("mug", "tea pot"), locations: Sequence[str] = ("", "york")
+    first_ms: int,
+    last_ms: int,
+    *,
+    products: Sequence[str] = ("mug", "tea pot"),
+    locations: Sequence[str] = ("", "york"),
 ) -> st.SearchStrategy[Happened]:
     """Events of any kind. Orders carry a quantity and a price, reviews a rating."""
     when = st.integers(first_ms, last_ms)

@@ -63,7 +63,7 @@ def sums(series_id: str, *rows: list[int], freq: str = "1h", oldest_kept: int = 
     return SeriesSums(freq, series_id, oldest_kept, most_kept, list(rows))
 
 
-def batch(  # noqa: PLR0913 - a Batch with all its parts optional
+def batch(
     claim: Claim,
     after: Mapping[str, int],
     added: Sequence[SeriesSums] = (),

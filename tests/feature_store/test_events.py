@@ -94,13 +94,15 @@ def test_products_calendars_and_stock_replace_what_was_known() -> None:
 def test_the_whole_shops_calendar_is_read_or_says_what_is_wrong() -> None:
     raw = b'{"event_time": 1, "entries": [{"start_time": 10, "end_time": 20, "open": false}]}'
     assert [(e.start_time, e.open) for e in decode_global_calendar(raw).entries] == [(10, False)]
-    with pytest.raises(ValueError, match="missing_field.*event_time"):
+    with pytest.raises(ValueError, match=r"missing_field.*event_time"):
         decode_global_calendar(b"{}")
     with pytest.raises(ValueError, match="not_json"):
         decode_global_calendar(b'{"event_time": 1, "entries": ')
 
 
-@pytest.mark.parametrize("raw", [b"", b"mug", b"{", json.dumps(ORDER).encode() + b" x", b'{"product_id": "\xff"}', b"\xef\xbb\xbf{}"])
+@pytest.mark.parametrize(
+    "raw", [b"", b"mug", b"{", json.dumps(ORDER).encode() + b" x", b'{"product_id": "\xff"}', b"\xef\xbb\xbf{}"]
+)
 def test_what_is_not_json_is_rejected(raw: bytes) -> None:
     assert reason_of("orders", raw) is Reason.NOT_JSON
 

@@ -29,7 +29,7 @@ def test_sums_read_back_as_they_were_written(hashes: list[dict[int, list[int]]])
 
 @given(st.integers(0, 999), TEXT, TEXT, TEXT)
 def test_all_keys_of_a_partition_share_one_cluster_slot(partition: int, one: str, other: str, incarnation: str) -> None:
-    slots = set()
+    slots: set[int] = set()
     for series in (one, other):
         keys = Keys("shop", partition, incarnation)
         names = [keys.meta, keys.items, keys.products, keys.dirty("1h"), keys.forecasts("1d"), keys.sums("5m", series)]

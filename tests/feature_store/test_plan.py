@@ -58,7 +58,7 @@ def planned(plan: Plan, freq: str) -> dict[str, dict[int, tuple[int, ...]]]:
 
 
 def late_rows(batch: EventBatch, watermark_ms: int | None) -> list[int]:
-    return split_late(batch, RETENTION, watermark_ms)[1].tolist()
+    return [int(row) for row in split_late(batch, RETENTION, watermark_ms)[1]]
 
 
 def day_start_ms(day: int, zone: str) -> int:

@@ -1,0 +1,167 @@
+"""Who may import whom. Imports are read from the source, those inside functions too."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("feature_store", "forecaster", "worker", "triton_models")
+
+# Imports point one way.
+MAY_IMPORT = {
+    "feature_store": {"feature_store"},
+    "forecaster": {"feature_store", "forecaster"},
+    "worker": {"feature_store", "forecaster", "worker"},
+    "triton_models": {"feature_store", "forecaster"},
+}
+
+# One home a library; a folder stands for all below it.
+TORCH_SIDE = (
+    "forecaster/evaluate.py",
+    "forecaster/explain.py",
+    "forecaster/export.py",
+    "forecaster/models/",
+    "forecaster/passes.py",
+    "forecaster/text.py",
+    "forecaster/train.py",
+    "forecaster/tune.py",
+)
+HOMES = {
+    "faust": ("worker/app.py", "worker/transport.py"),
+    "mode": ("worker/app.py", "worker/transport.py"),
+    "aiokafka": ("worker/app.py", "worker/transport.py"),
+    "redis": ("feature_store/store.py",),
+    "tritonclient": ("worker/forecast_client.py",),
+    "torch": (*TORCH_SIDE, "triton_models/"),
+    "transformers": (*TORCH_SIDE, "triton_models/"),
+    "safetensors": (*TORCH_SIDE, "triton_models/"),
+    "triton_python_backend_utils": ("triton_models/",),
+    "prometheus_client": ("worker/app.py", "worker/metrics.py"),
+    # Whoever talks to the broker beside the Faust app: topics, the shop's calendar, replays, checks, demo, local stack.
+    "confluent_kafka": (
+        "worker/demo_watch.py",
+        "worker/global_calendar.py",
+        "worker/local_stack.py",
+        "worker/partitioner_check.py",
+        "worker/replay.py",
+        "worker/topics.py",
+    ),
+}
+
+# Modules of worker know these, and nothing else of worker ...
+SHARED_BASE = {"errors", "metrics", "schemas", "settings"}
+# ... of which one needs another.
+BASE_IMPORTS = {"errors": set[str](), "metrics": set[str](), "schemas": set[str](), "settings": {"errors"}}
+# Commands and composition roots wire the rest, and only they import each other.
+ROOTS = {"__main__", "app", "cli", "run", "up", "check", "show", "demo", "write_schemas"}
+ROOT_PREFIXES = ("demo_", "local_")
+
+# os.environ is read at the entry points, and handed on to processes by those who start some.
+READ_ENVIRONMENT = {"worker/check.py", "worker/cli.py", "worker/run.py", "worker/show.py"}
+HAND_ENVIRONMENT_ON = {"worker/local_server.py", "worker/local_triton.py"}
+
+
+def sources() -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+def tree_of(source: str) -> ast.Module:
+    return ast.parse((ROOT / source).read_text(encoding="utf-8"))
+
+
+def imports_of(source: str) -> set[str]:
+    """Dotted names: of `from a.b import c` both a.b and a.b.c, since c may be a module."""
+    names: set[str] = set()
+    for node in ast.walk(tree_of(source)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{source}: imports are absolute"
+            names.add(node.module or "")
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def worker_imports(module: str) -> set[str]:
+    """Siblings that a module of worker imports."""
+    names = imports_of(f"worker/{module}.py")
+    return {sibling for sibling in worker_modules() if f"worker.{sibling}" in names}
+
+
+def worker_modules() -> set[str]:
+    return {path.stem for path in (ROOT / "worker").glob("*.py")} - {"__init__"}
+
+
+def is_root(module: str) -> bool:
+    return module in ROOTS or module.startswith(ROOT_PREFIXES)
+
+
+@pytest.mark.parametrize("source", sources())
+def test_imports_point_one_way(source: str) -> None:
+    ours = {name.partition(".")[0] for name in imports_of(source)} & set(PACKAGES)
+    assert ours <= MAY_IMPORT[source.partition("/")[0]]
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_a_library_has_one_home(library: str) -> None:
+    users = {source for source in sources() if library in {name.partition(".")[0] for name in imports_of(source)}}
+    assert users, f"{library} is no longer used: take it out of this table"
+    assert [source for source in users if not source.startswith(HOMES[library])] == []
+
+
+@pytest.mark.parametrize("module", sorted(worker_modules()))
+def test_siblings_do_not_import_each_other(module: str) -> None:
+    if is_root(module):
+        return
+    assert worker_imports(module) <= BASE_IMPORTS.get(module, SHARED_BASE)
+
+
+def test_the_worker_imports_no_module_that_needs_torch() -> None:
+    for source in sources():
+        if source.startswith("worker/"):
+            files = {name.replace(".", "/") for name in imports_of(source)}
+            assert [f for f in files if f.startswith("forecaster/") and f"{f}.py".startswith(TORCH_SIDE)] == [], source
+
+
+def uses_environment(source: str) -> bool:
+    names = {"environ", "environb", "getenv", "putenv"}
+    attributes = {node.attr for node in ast.walk(tree_of(source)) if isinstance(node, ast.Attribute)}
+    return bool(names & attributes) or any(name in imports_of(source) for name in (f"os.{name}" for name in names))
+
+
+def test_the_environment_is_read_at_the_entry_points_only() -> None:
+    assert {source for source in sources() if uses_environment(source)} == READ_ENVIRONMENT | HAND_ENVIRONMENT_ON
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Top-level modules that a fresh interpreter has after a statement, which may not open a connection."""
+    program = (
+        "import socket, sys\n"
+        "def refuse(*_): raise AssertionError('importing opened a connection')\n"
+        "socket.socket.connect = socket.socket.connect_ex = socket.socket.bind = refuse\n"
+        f"{statement}\n"
+        "print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_a_worker_loads_no_torch() -> None:
+    loaded = loaded_by("import worker.app, worker.check, worker.show, worker.run, worker.cli")
+    assert {"faust", "redis", "tritonclient"} <= loaded
+    assert loaded.isdisjoint({"torch", "transformers", "safetensors", "pyarrow"})
+
+
+def test_the_command_loads_no_library_before_it_knows_which_it_needs() -> None:
+    assert loaded_by("import worker.cli").isdisjoint({"faust", "redis", "tritonclient", "torch", "numpy", "rich"})
+
+
+def test_features_are_computed_without_redis() -> None:
+    modules = {path.stem for path in (ROOT / "feature_store").glob("*.py")} - {"__init__", "store"}
+    loaded = loaded_by("import " + ", ".join(f"feature_store.{module}" for module in sorted(modules)))
+    assert loaded.isdisjoint({"redis", "faust", "aiokafka", "torch"})
+    assert "redis" in loaded_by("import feature_store.store")
