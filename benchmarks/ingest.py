@@ -166,13 +166,14 @@ def _time_peer(stack: LocalStack, settings: Settings, orders: Sequence[Order], w
         peer.kill()
     numbers = [int(order_id.removeprefix("o")) for order_id in result["order_ids"]]
     expected = recompute([orders[number] for number in set(numbers)], ["5m"])
-    client = redis.Redis.from_url(settings.redis_url)
+    client = redis.Redis.from_url(settings.redis_url, decode_responses=True)
     stored: Cells = Counter()
     for product in {product for product, *_ in expected}:
-        for bucket, row in client.hgetall(f"peer:{product}").items():
-            stored[product, "5m", int(bucket), "units"], stored[product, "5m", int(bucket), "cents"] = map(
-                int, row.split(b",")
-            )
+        sums: dict[str, str] = client.hgetall(f"peer:{product}")
+        for bucket, row in sums.items():
+            units, cents = row.split(",")
+            stored[product, "5m", int(bucket), "units"] = int(units)
+            stored[product, "5m", int(bucket), "cents"] = int(cents)
         client.delete(f"peer:{product}")
     client.close()
     correct = stored == Counter({cell: value for cell, value in expected.items() if cell[3] != "lines"})

@@ -152,6 +152,7 @@ class Reason(enum.StrEnum):
     TOO_LARGE = "too_large"
     EMPTY_PRODUCT_ID = "empty_product_id"
     WRONG_PARTITION = "wrong_partition"
+    WRONG_KEY = "wrong_key"
     NULL_VALUE = "null_value"
 
 
@@ -233,7 +234,8 @@ class Decoded(NamedTuple):
 class DecodeLimits:
     """What `decode` holds a record to.
 
-    `partition_of(product_id)` says where a product belongs; a record elsewhere is rejected. None = not checked.
+    `partition_of(product_id)` says where a product belongs; a record elsewhere, or under another key, is rejected.
+    None = not checked.
     """
 
     currency: str = ""
@@ -326,18 +328,19 @@ def _check_order(event: OrderEvent, limits: DecodeLimits) -> None:
 def _check(event: CountedEvent | StateEvent, limits: DecodeLimits) -> None:
     if event.event_time > limits.max_event_time_ms:
         raise _RejectError(Reason.FAR_FUTURE, f"event_time {event.event_time} is further ahead than settings allow")
-    _check_partition(event.product_id, limits)
     if isinstance(event, OrderEvent):
         _check_order(event, limits)
 
 
-def _check_partition(product_id: str, limits: DecodeLimits) -> None:
+def _check_placement(product_id: str, key: bytes | None, limits: DecodeLimits) -> None:
     if limits.partition_of is None or limits.partition is None:
         return
     belongs = limits.partition_of(product_id)
     if belongs != limits.partition:
         detail = f"product_id {product_id!r} belongs to partition {belongs} by murmur2, not {limits.partition}"
         raise _RejectError(Reason.WRONG_PARTITION, detail)
+    if key != product_id.encode():
+        raise _RejectError(Reason.WRONG_KEY, f"the record's key is {key!r}, not its product_id {product_id!r}")
 
 
 def _decode_one(
@@ -349,7 +352,7 @@ def _decode_one(
         product_id = (key or b"").decode("utf-8", "replace")
         if not product_id:
             raise _RejectError(Reason.EMPTY_PRODUCT_ID, "a tombstone without a key")
-        _check_partition(product_id, limits)
+        _check_placement(product_id, key, limits)
         return Tombstone(source, product_id)
     if len(raw) > limits.max_message_bytes:
         raise _RejectError(Reason.TOO_LARGE, f"{len(raw)} bytes, the limit is {limits.max_message_bytes}")
@@ -357,6 +360,7 @@ def _decode_one(
         event = cast(CountedEvent | StateEvent, _DECODERS[source].decode(raw))
     except _UNDECODABLE as error:
         raise _RejectError(_reason_of(error, raw), str(error)) from error
+    _check_placement(event.product_id, key, limits)
     _check(event, limits)
     return event
 

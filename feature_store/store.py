@@ -72,6 +72,10 @@ class StoreRefusedError(StoreError):
     """This Redis, or what stands in it, must not be used; the message names the remedy."""
 
 
+class SumOverflowError(StoreError):
+    """A sum would pass 2^53 and no longer be exact; nothing was written."""
+
+
 class FencedError(StoreError):
     """Another worker has claimed the partition since."""
 
@@ -263,7 +267,8 @@ class FeatureStore:
 
         Raises:
             FencedError, BehindError: nothing was written; see the classes.
-            StoreError: a sum would pass 2^53, or the batch touches too many keys.
+            SumOverflowError: see the class.
+            StoreError: the batch touches too many keys.
         """
         if not any(after > before for before, after in batch.positions.values()):
             raise ValueError("a batch that moves no position would count twice when its reply gets lost")
@@ -287,7 +292,7 @@ class FeatureStore:
         }
         reply = await self._run("apply", names, [msgspec.msgpack.encode(arguments)])
         if reply[0] == b"OVERFLOW":
-            raise StoreError(
+            raise SumOverflowError(
                 f"a sum in {reply[1].decode()} would pass 2^53 and no longer be exact; nothing was written"
             )
         _raise_if_not_owner(reply[0], claim)

@@ -41,8 +41,8 @@ PAST_CHANNELS: tuple[str, ...] = tuple(feature.name for feature in FEATURES)
 # days_since_launch: from launch_time, else from the item's first event, to cutoff. Codes: 1..1023 by hash, 0 unknown.
 STATIC_CHANNELS: tuple[str, ...] = ("days_since_launch", "category_code", "brand_code")
 
-# Every forward pass has this many rows, the last one padded, so that a forecast does not depend on its batch. Half of 64
-# costs a tenth of the throughput on a CPU core and saves a lone order half of its wait.
+# Every forward pass has this many rows, the last one padded, so that a forecast does not depend on its batch. Half of
+# 64 costs a tenth of the throughput on a CPU core and saves a lone order half of its wait.
 ROWS_PER_PASS = 32
 MAX_BATCH_SIZE = 512
 MAX_QUEUE_DELAY_US = 2_000

@@ -60,7 +60,7 @@ ROOTS = {"__main__", "app", "cli", "run", "up", "check", "show", "demo", "write_
 ROOT_PREFIXES = ("demo_", "local_")
 
 # os.environ is read at the entry points, and handed on to processes by those who start some.
-READ_ENVIRONMENT = {"worker/check.py", "worker/cli.py", "worker/run.py", "worker/show.py"}
+READ_ENVIRONMENT = {"worker/check.py", "worker/run.py", "worker/show.py"}
 HAND_ENVIRONMENT_ON = {"worker/local_server.py", "worker/local_triton.py"}
 
 

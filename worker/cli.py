@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 import sys
 
 import click
@@ -50,7 +49,7 @@ def shelfcast() -> None:
 
 def main() -> None:
     """Entry point: errors raised on purpose become one line on stderr and exit code 1."""
-    logging.basicConfig(level=os.environ.get("SHELFCAST_LOG_LEVEL", "WARNING"), format="%(levelname)s %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
         shelfcast()
     except ShelfcastError as error:

@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feature_store.calendar_time import bucket_of
-from feature_store.events import Decoded, DecodeLimits, Reject, decode, item_id_of
+from feature_store.events import Decoded, DecodeLimits, Reason, Reject, decode, item_id_of
 from feature_store.features import BucketRows, pool_product_rows
 from feature_store.items import NO_PRODUCT_STATE, Item, ProductState
 from feature_store.layout import MAX_KEYS, ForecastSummary
 from feature_store.plan import LaneView, Plan, Retention, plan_batch, split_late
-from feature_store.store import Batch, Claim, Done, FeatureStore, Heads
+from feature_store.store import Batch, Claim, Done, FeatureStore, Heads, SumOverflowError
 from worker import metrics
 from worker.errors import TooManyRejectsError
 from worker.schemas import ClockTick
@@ -232,26 +232,40 @@ class Lane:
         """Records to features, all or nothing. Events far ahead of `now_ms` are rejected.
 
         1. Decode; part the late from the rest.
-        2. Have Kafka acknowledge dead letters and late events, before any position moves past them.
-        3. Plan; halve the batch if one script could not touch all its keys.
-        4. Apply in Redis, then to the copy in memory.
+        2. Plan; halve the batch if one script could not touch all its keys.
+        3. Have Kafka acknowledge dead letters and late events, before any position moves past them.
+        4. Apply in Redis, then to the copy in memory. Halve the batch where a sum would no longer be exact, until the
+           record that causes it is alone, and reject that one.
         """
         if not records:
             return
         decoded = self._decode(records, now_ms)  # 1
         watermark_ms = self.watermark_ms()
         events, late = split_late(decoded.events, self._rules.retention, watermark_ms)
-        plan = plan_batch(decoded._replace(events=events), self._view(), self._rules.retention, watermark_ms)  # 3
+        decoded = decoded._replace(events=events)
+        plan = plan_batch(decoded, self._view(), self._rules.retention, watermark_ms)  # 2
         if len(plan.sums) > MAX_KEYS - 16:
-            half = len(records) // 2
-            await self._apply(records[:half], now_ms)
-            await self._apply(records[half:], now_ms)
+            await self._apply_halves(records, now_ms)
             return
-        await self._send_aside(records, decoded.rejects, late)  # 2
+        await self._send_aside(records, decoded.rejects, late)  # 3
         batch = self._batch(records, decoded, plan, now_ms)
-        sequence = await self._store.apply(self.claim, batch)  # 4
+        try:
+            sequence = await self._store.apply(self.claim, batch)  # 4
+        except SumOverflowError as error:
+            if len(records) > 1:
+                await self._apply_halves(records, now_ms)
+                return
+            decoded = decoded._replace(rejects=[Reject(0, Reason.OUT_OF_RANGE, str(error))])
+            await self._send_aside(records, decoded.rejects, late)
+            batch = Batch(batch.positions, {}, {}, {}, [], [])
+            sequence = await self._store.apply(self.claim, batch)
         self._remember(batch, sequence)
         self._count(records, decoded.rejects, late)
+
+    async def _apply_halves(self, records: Sequence[Record], now_ms: int) -> None:
+        half = len(records) // 2
+        await self._apply(records[:half], now_ms)
+        await self._apply(records[half:], now_ms)
 
     def _decode(self, records: Sequence[Record], now_ms: int) -> Decoded:
         limits = dataclasses.replace(

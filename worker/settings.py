@@ -55,7 +55,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     namespace: Annotated[
         str,
         Meta(
-            pattern=r"^[A-Za-z0-9._-]+$",
+            pattern=r"^[A-Za-z0-9._-]+\Z",
             description="prefix of consumer group, Redis keys and output topics: two never meet",
         ),
     ] = "shelfcast"
@@ -130,11 +130,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             longest = WINDOWS[freq].max_prediction_length
             if self.prediction_length(freq) > longest:
                 raise ValueError(f"prediction_length_{freq}: at most {longest}, the model's own limit")
-            if self.retention[stored_freq(freq)] < WINDOWS[freq].context_length * (7 if freq == "1w" else 1):
+            needed = WINDOWS[freq].context_length * (7 if freq == "1w" else 1)
+            if self.retention[stored_freq(freq)] < needed:
                 raise ValueError(
-                    f"retention_{stored_freq(freq)}: too short for the context of {freq} forecasts "
-                    f"({WINDOWS[freq].context_length} buckets of {freq})"
+                    f"retention_{stored_freq(freq)}: {freq} forecasts look back over {needed} of its buckets"
                 )
+        if len(set(self.forecast_freqs)) < len(self.forecast_freqs):
+            raise ValueError("forecast_freqs: a frequency is named twice")
+        if len(self.input_topics) < len(INPUT_SOURCES):
+            raise ValueError("topic_orders: two of the input topics have the same name")
+        try:
+            self.shop_calendar()
+        except UnknownTimeZoneError as error:
+            bad_zone = "time_zone" if self.time_zone in str(error) else "location_time_zones"
+            raise ValueError(f"{bad_zone}: {error}") from error
 
     def prediction_length(self, freq: str) -> int:
         """Steps of a forecast, the running bucket included."""
@@ -189,13 +198,14 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
             raise SettingsError(f"{variable} is not a setting; see the settings table in the README for their names")
         values[name] = _parse(variable, text, types[name])
     try:
-        settings = msgspec.convert(values, Settings, strict=False)
-        settings.shop_calendar()
-    except (msgspec.ValidationError, UnknownTimeZoneError) as error:
-        names = [name for name in values if name in str(error)]
-        where = f"{ENVIRONMENT_PREFIX}{names[0].upper()}: " if names else ""
-        raise SettingsError(f"{where}{error}") from error
-    return settings
+        return msgspec.convert(values, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        # Our own messages begin with the field, msgspec's end with it.
+        message = str(error)
+        name = (
+            message.partition(":")[0] if message.partition(":")[0] in types else message.rpartition("$.")[2].rstrip("`")
+        )
+        raise SettingsError(f"{ENVIRONMENT_PREFIX}{name.upper()}: {message}") from error
 
 
 def _parse(variable: str, text: str, kind: Any) -> Any:

@@ -39,7 +39,12 @@ class TopicReader:
     """Reads a topic from its start, waiting for what a test expects of it."""
 
     def __init__(self, bootstrap_servers: str, topic: str, partitions: int) -> None:
-        config = {"bootstrap.servers": bootstrap_servers, "group.id": f"reader-{topic}", "log_level": 2, "fetch.wait.max.ms": 10}
+        config = {
+            "bootstrap.servers": bootstrap_servers,
+            "group.id": f"reader-{topic}",
+            "log_level": 2,
+            "fetch.wait.max.ms": 10,
+        }
         self._consumer = Consumer(config)
         self._consumer.assign([TopicPartition(topic, p, OFFSET_BEGINNING) for p in range(partitions)])
         self.records: list[Received] = []

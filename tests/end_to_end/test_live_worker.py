@@ -106,6 +106,7 @@ def test_tombstoned_product_has_its_forecasts_tombstoned(shop: Shop) -> None:
 
 
 _ORDER: dict[str, Any] = {"product_id": "bad", "quantity": 1, "unit_price": 1}
+_NEIGHBOUR = next(f"p{n}" for n in range(99) if murmur2_partition(f"p{n}", 2) == murmur2_partition("bad", 2))
 _BAD: list[tuple[str, str, dict[str, Any] | bytes]] = [
     ("not_json", "orders", b"{"),
     ("not_json", "orders", b"\xff\xfe"),
@@ -121,6 +122,7 @@ _BAD: list[tuple[str, str, dict[str, Any] | bytes]] = [
     ("other_currency", "orders", _ORDER | {"event_time": 1, "currency": "SEK"}),
     ("far_future", "orders", _ORDER | {"event_time": now_ms() + 10**10}),
     ("too_large", "orders", b'{"pad": "' + b"x" * 10_000 + b'"}'),
+    ("wrong_key", "orders", _ORDER | {"event_time": 1, "product_id": _NEIGHBOUR}),
     ("empty_product_id", "orders", _ORDER | {"event_time": 1, "product_id": ""}),
 ]
 
