@@ -199,7 +199,12 @@ class Worker(Service):  # type: ignore[misc]
             await asyncio.sleep(_RECLAIM_PAUSE_S)
             self._reclaims.pop(partition, None)
             if partition in self._assigned and not self.should_stop:
-                await self._take(partition, reason)
+                try:
+                    await self._take(partition, reason)
+                except StoreClosedError:
+                    return
+                except Exception as error:
+                    await self._app.crash(error)
 
         if partition not in self._reclaims:
             self._reclaims[partition] = asyncio.create_task(retry())
@@ -229,8 +234,6 @@ class Worker(Service):  # type: ignore[misc]
     def _lose(self, lane: Lane, reason: str) -> None:
         if self.lanes.get(lane.partition) is lane:
             del self.lanes[lane.partition]
-            for topic in self.topics:
-                self._queues.pop(TP(topic, lane.partition), None)
             self._cancel_waiting(lane.partition)
             self._take_later(lane.partition, reason)
 
@@ -250,10 +253,12 @@ class Worker(Service):  # type: ignore[misc]
         """End the tasks of a closed lane that wait for a batch. One inside the lane ends when its step has ended: a
         Redis call is never cancelled."""
         for topic, task in zip(self.topics, self._lane_tasks.pop(partition, []), strict=False):
-            queue = self._queues.get(TP(topic, partition))
-            if queue is not None and queue.empty():
-                queue.put_nowait(RecordBatch(topic, partition, -1, []))
-            task.add_done_callback(lambda _: None)
+            queue = self._queues.pop(TP(topic, partition), None)
+            if queue is None or task.done():
+                continue
+            while not queue.empty():  # also lets go of an agent that waits for room
+                queue.get_nowait()
+            queue.put_nowait(RecordBatch(topic, partition, -1, []))
 
     # -- forecasts ------------------------------------------------------------------------------------------------
 
@@ -266,11 +271,12 @@ class Worker(Service):  # type: ignore[misc]
             while not self.should_stop:
                 started = loop.time()
                 lanes = [lane for lane in self.lanes.values() if not lane.closed]
+                await self._client.probe()
                 sent = await self._scheduler.run_due(lanes)
                 for lane in lanes:
                     if lane.closed:
                         self._lose(lane, "fenced")
-                if not sent:
+                if sent < self._settings.forecast_batch_size:  # else more is waiting
                     await asyncio.sleep(max(interval_s - (loop.time() - started), 0.001))
         except StoreClosedError:
             return
@@ -320,6 +326,7 @@ class Worker(Service):  # type: ignore[misc]
             batch_size=settings.forecast_batch_size,
             refresh_per_s=settings.refresh_per_s,
             infer=self._infer,
+            model_is_away=lambda: self._client.is_away,
             issued_at_ms=(lambda cutoff_ms: cutoff_ms) if self._replaying else (lambda _: wall()),
         )
 

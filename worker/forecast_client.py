@@ -53,6 +53,26 @@ class ForecastClient:
         """Close the connection."""
         await self._client.close()
 
+    @property
+    def is_away(self) -> bool:
+        """Whether the last request found no Triton."""
+        return self._away_since is not None
+
+    async def probe(self) -> None:
+        """While Triton is away, ask now and then whether the model is ready again. Otherwise returns at once."""
+        now = time.monotonic()
+        if self._away_since is None or now < self._next_probe:
+            return
+        self._next_probe = now + _PROBE_EVERY_S
+        try:
+            ready = await self._client.is_model_ready(
+                self.model_name, self._model_version, client_timeout=_PROBE_EVERY_S
+            )
+        except InferenceServerException:
+            return
+        if ready:
+            self._note_back()
+
     async def check_model(self) -> None:
         """Raise ModelError when the served model is not made for this worker's features and tensors."""
         try:

@@ -120,6 +120,7 @@ class Lane:
         self._held: dict[str, deque[Record]] = {topic: deque() for topic in rules.sources}
         self._arrived, self._taken = asyncio.Event(), asyncio.Event()
         self._waiting_for = ""
+        self._stale: dict[str, tuple[dict[str, int], list[str]]] = {}
         self._outcomes: deque[tuple[int, int, str]] = deque()  # records, rejects and the reason seen most, by batch
         newest = claim.newest
         self._clock_ms = newest.get("clock", 0) if rules.clock_topic else max(newest.values(), default=0)
@@ -364,14 +365,18 @@ class Lane:
         if watermark_ms is None:
             return []
         running = {zone: int(bucket_of(freq, np.array([watermark_ms]), zone)[0]) for zone in self._zones()}
-        oldest_ms = watermark_ms - self._rules.live_days * _DAY_MS
-        heads, calendar = self.claim.heads[freq], self._rules.retention.calendar
-        return [
+        heads, zone = self.claim.heads[freq], self._rules.retention.calendar.zone
+        seen_running, candidates = self._stale.get(freq, ({}, []))
+        if running != seen_running:  # a bucket has closed: look at all items once, and from then on at what is left
+            oldest_ms = watermark_ms - self._rules.live_days * _DAY_MS
+            candidates = [item_id for item_id in heads if self.claim.items[item_id].last_event_ms >= oldest_ms]
+        left = [
             item_id
-            for item_id, head in heads.items()
-            if head.running_bucket < running[calendar.zone(self.claim.items[item_id].location_id)]
-            and self.claim.items[item_id].last_event_ms >= oldest_ms
+            for item_id in candidates
+            if item_id in heads and heads[item_id].running_bucket < running[zone(self.claim.items[item_id].location_id)]
         ]
+        self._stale[freq] = (running, left)
+        return left
 
     def is_delisted(self, item_id: str) -> bool:
         """Whether the item's product has been withdrawn."""

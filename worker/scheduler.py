@@ -94,6 +94,7 @@ class ForecastRules:
     batch_size: int
     refresh_per_s: int
     infer: Callable[[ModelInputs], Awaitable[Reply]]
+    model_is_away: Callable[[], bool]
     issued_at_ms: Callable[[int], int]  # from the cutoff: the wall clock live, the cutoff itself in replay
 
 
@@ -168,9 +169,10 @@ class Scheduler:
         return int(self._refresh_allowance)
 
     def _refreshes(self, freq: str, lanes: Sequence[Lane]) -> Iterable[tuple[Lane, str]]:
-        for (degraded_freq, item_id), lane in list(self._degraded.items()):
-            if degraded_freq == freq and lane in lanes:
-                yield lane, item_id
+        if not self._rules.model_is_away():
+            for (degraded_freq, item_id), lane in list(self._degraded.items()):
+                if degraded_freq == freq and lane in lanes:
+                    yield lane, item_id
         for lane in lanes:
             yield from ((lane, item_id) for item_id in lane.stale(freq))
 

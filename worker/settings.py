@@ -111,9 +111,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     prediction_length_1h: Annotated[int, Meta(ge=1, description="hourly steps")] = 48
     prediction_length_1d: Annotated[int, Meta(ge=1, description="daily steps")] = 28
     prediction_length_1w: Annotated[int, Meta(ge=1, description="weekly steps")] = 13
-    forecast_interval_ms: Annotated[int, Meta(ge=1, description="touched items are forecast this often, together")] = (
-        100
-    )
+    forecast_interval_ms: Annotated[int, Meta(ge=1, description="touched items are forecast this often, together")] = 50
     forecast_batch_size: Annotated[int, Meta(ge=1, le=512, description="items in one request to Triton")] = 256
     refresh_per_s: Annotated[
         int, Meta(ge=1, description="untouched items refreshed a second after a bucket closed, after touched ones")

@@ -59,7 +59,7 @@ class RecordBatch(NamedTuple):
     records: list[RawRecord]
 
 
-@lru_cache(maxsize=1_000_000)
+@lru_cache(maxsize=200_000)
 def murmur2_partition(product_id: str, partition_count: int) -> int:
     """Partition that Java's and aiokafka's default partitioner gives a key."""
     return int((murmur2(product_id.encode()) & 0x7FFFFFFF) % partition_count)
