@@ -30,7 +30,7 @@ from worker import metrics
 from worker.errors import ForecastUnavailableError, TopicError
 from worker.forecast_client import ForecastClient, ForecastReply
 from worker.global_calendar import GlobalCalendar
-from worker.lane import Lane, LaneClosedError, LaneRules, Message, Record
+from worker.lane import GapError, Lane, LaneClosedError, LaneRules, Message, Record
 from worker.scheduler import ForecastRules, Scheduler
 from worker.settings import Settings, stored_freq
 from worker.topics import ASIDE_BYTES, ensure_topics, kafka_client_config
@@ -218,7 +218,11 @@ class Worker(Service):  # type: ignore[misc]
                 batch = await queue.get()
                 if batch.epoch != self._consumer.epochs.get(tp, 0):
                     continue
-                await lane.handle([Record(tp.topic, *record) for record in batch.records])
+                try:
+                    await lane.handle([Record(tp.topic, *record) for record in batch.records])
+                except GapError as gap:
+                    await self._consumer.seek_to(tp, gap.position)
+                    continue
                 self._consumer.applied(tp, lane.claim.positions.get(tp.topic, 0))
         except (FencedError, BehindError) as error:
             logger.warning("%s: the lane ends and is claimed anew", error)
@@ -433,9 +437,9 @@ def _credentials(settings: Settings) -> Any:
 def run_worker(settings: Settings) -> int:
     """Run until SIGTERM or a crash. Returns the exit code; after a crash the last line on stderr says why."""
     app = create_app(settings)
-    process = faust.Worker(app, loglevel="WARN", quiet=True)
-    for ours in ("worker", "feature_store"):
-        logging.getLogger(ours).setLevel(logging.INFO)  # Faust's own INFO tells of each service's start and stop
+    process = faust.Worker(app, loglevel="INFO", quiet=True)
+    for library in ("faust", "mode", "aiokafka", "aiohttp"):
+        logging.getLogger(library).setLevel(logging.WARNING)  # their INFO tells of each service's start and stop
     code = 0
     try:
         process.execute_from_commandline()

@@ -43,6 +43,14 @@ class LaneClosedError(Exception):
     """The lane was closed while something waited inside it."""
 
 
+class GapError(Exception):
+    """Records do not go on where the features end: the topic is to be read again from `position`."""
+
+    def __init__(self, topic: str, position: int) -> None:
+        super().__init__(f"{topic} does not go on at offset {position}")
+        self.position = position
+
+
 class Record(NamedTuple):
     """One Kafka record."""
 
@@ -120,6 +128,7 @@ class Lane:
         self._held: dict[str, deque[Record]] = {topic: deque() for topic in rules.sources}
         self._arrived, self._taken = asyncio.Event(), asyncio.Event()
         self._waiting_for = ""
+        self._gaps: dict[str, int] = {}  # by topic the position at which a gap was seen once
         self._stale: dict[str, tuple[dict[str, int], list[str]]] = {}
         self._outcomes: deque[tuple[int, int, str]] = deque()  # records, rejects and the reason seen most, by batch
         newest = claim.newest
@@ -149,7 +158,9 @@ class Lane:
 
     async def _hold(self, topic: str, records: Sequence[Record]) -> None:
         """Keep records for the ticks to come; wait while there are plenty and no tick is waiting for more of them."""
-        self._held[topic].extend(records)
+        held = self._held[topic]
+        position = held[-1].offset + 1 if held else self.claim.positions.get(topic, 0)
+        held.extend(self._from(topic, position, records))
         self._arrived.set()
         while len(self._held[topic]) > _MOST_HELD and self._waiting_for != topic:
             self._taken.clear()
@@ -168,15 +179,21 @@ class Lane:
 
     def _not_yet_applied(self, records: Sequence[Record]) -> list[Record]:
         topic = records[0].topic
-        position = self.claim.positions.get(topic, 0)
+        return self._from(topic, self.claim.positions.get(topic, 0), records)
+
+    def _from(self, topic: str, position: int, records: Sequence[Record]) -> list[Record]:
+        """The records from `position` on. Where none was counted yet, or compaction left holes, they may begin later."""
         fresh = [record for record in records if record.offset >= position]
-        if fresh and fresh[0].offset > position and topic in self.claim.positions:
-            self._report_gap(topic, position, fresh[0].offset)
+        may_begin_later = position == 0 or topic in self._rules.compacted
+        if fresh and fresh[0].offset > position and not may_begin_later:
+            self._judge_gap(topic, position, fresh[0].offset)
         return fresh
 
-    def _report_gap(self, topic: str, position: int, found: int) -> None:
-        if topic in self._rules.compacted:
-            return
+    def _judge_gap(self, topic: str, position: int, found: int) -> None:
+        """Seen once, a gap may be the reader's fault: have it read again. Seen twice, Kafka holds those offsets no more."""
+        if self._gaps.get(topic) != position:
+            self._gaps[topic] = position
+            raise GapError(topic, position)
         metrics.LOST.labels(self._rules.sources[topic]).inc(found - position)
         logger.error(
             "%s partition %d: offsets %d to %d are no longer held by Kafka; their events are not in the features",

@@ -12,7 +12,7 @@ from feature_store.events import EVENT_CLASSES
 Milliseconds = Annotated[int, Meta(description="milliseconds since the epoch, UTC")]
 
 
-class ForecastStep(msgspec.Struct, frozen=True):
+class ForecastStep(msgspec.Struct, frozen=True, omit_defaults=True):
     """One bucket of the future. The first step is the running bucket: its values are of the bucket's final total."""
 
     bucket_start: Milliseconds

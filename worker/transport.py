@@ -102,27 +102,40 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.epochs: dict[TP, int] = {}
         self._applied: dict[TP, int] = {}
+        self._expected: dict[TP, int | None] = {}  # next offset to pass on; None = the earliest that is held
+        self._overtaken: set[TP] = set()
 
     def _new_consumer_thread(self) -> _ConsumerThread:
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Any]]:  # noqa: ASYNC109 - Faust's signature
-        """Yield (partition, message): for batch topics one message with all records fetched."""
+        """Yield (partition, message): for batch topics one message with all records fetched.
+
+        aiokafka has moved past whatever it returned, so records that can't be passed on now are sought again: those of
+        a fetch that a rebalance or a seek overtook.
+        """
+        await self._seek_again()
         epochs = dict(self.epochs)
         fetched, active = await self._wait_next_records(timeout)
         generation = self.app.consumer_generation_id
-        if not fetched or self.should_stop or not self.flow_active:
-            return  # what was fetched while a rebalance began is read again: perform_seek follows
-        for tp, records in fetched.items():
-            if not self.flow_active or self.app.consumer_generation_id != generation:
-                break
-            if not (active is None or tp in active or tp in self._buffered_partitions):
-                continue
+        for tp, records in (fetched or {}).items():
+            interrupted = not self.flow_active or self.app.consumer_generation_id != generation or self.should_stop
+            active_now = active is None or tp in active or tp in self._buffered_partitions
             if tp.topic not in self.batch_topics:
-                for record in records:
-                    yield tp, self._to_message(tp, record)
-            elif records and epochs.get(tp, 0) == self.epochs.get(tp, 0):
+                if active_now and not interrupted:
+                    for record in records:
+                        yield tp, self._to_message(tp, record)
+            elif interrupted or not active_now or epochs.get(tp, 0) != self.epochs.get(tp, 0):
+                self._overtaken.add(tp)
+            elif records:
+                self._expected[tp] = records[-1].offset + 1
                 yield tp, self._batch_message(tp, records, generation)
+
+    async def _seek_again(self) -> None:
+        overtaken, self._overtaken = self._overtaken, set()
+        for tp in overtaken & {TP(a.topic, a.partition) for a in self.assignment()}:
+            if tp in self._expected:
+                await self._seek_to(tp, self._expected[tp])
 
     def _batch_message(self, tp: TP, records: list[Any], generation: int) -> ConsumerMessage:
         last = records[-1]
@@ -155,6 +168,10 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         """Read `tp` from `position` on (None = from the earliest record held); batches on their way become stale."""
         self.epochs[tp] = self.epochs.get(tp, 0) + 1
         self._applied.pop(tp, None)
+        self._expected[tp] = position
+        await self._seek_to(tp, position)
+
+    async def _seek_to(self, tp: TP, position: int | None) -> None:
         self._read_offset[tp] = position
         if position is None:
             await self._thread.seek_to_beginning(TopicPartition(tp.topic, tp.partition))

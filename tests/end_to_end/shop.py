@@ -53,7 +53,9 @@ class TopicReader:
         """Read until `wanted(all records so far)` is true, and return what it returned."""
         deadline = time.monotonic() + PATIENCE_S
         while not (found := wanted(self.records)):
-            assert time.monotonic() < deadline, f"still waiting; {len(self.records)} records: {self.records[-3:]}"
+            assert time.monotonic() < deadline, (
+                f"still waiting; last keys of {len(self.records)}: {[r.key for r in self.records[-9:]]}"
+            )
             message = self._consumer.poll(0.05)
             if message is not None and message.error() is None:
                 self.records.append(_received(message))
