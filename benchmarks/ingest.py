@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import click
 import redis
@@ -169,8 +169,7 @@ def _time_peer(stack: LocalStack, settings: Settings, orders: Sequence[Order], w
     client = redis.Redis.from_url(settings.redis_url, decode_responses=True)
     stored: Cells = Counter()
     for product in {product for product, *_ in expected}:
-        sums: dict[str, str] = client.hgetall(f"peer:{product}")
-        for bucket, row in sums.items():
+        for bucket, row in cast(dict[str, str], client.hgetall(f"peer:{product}")).items():
             units, cents = row.split(",")
             stored[product, "5m", int(bucket), "units"] = int(units)
             stored[product, "5m", int(bucket), "cents"] = int(cents)

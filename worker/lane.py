@@ -182,7 +182,7 @@ class Lane:
         return self._from(topic, self.claim.positions.get(topic, 0), records)
 
     def _from(self, topic: str, position: int, records: Sequence[Record]) -> list[Record]:
-        """The records from `position` on. Where none was counted yet, or compaction left holes, they may begin later."""
+        """The records from `position` on. Where none was counted yet or compaction left holes, they may start later."""
         fresh = [record for record in records if record.offset >= position]
         may_begin_later = position == 0 or topic in self._rules.compacted
         if fresh and fresh[0].offset > position and not may_begin_later:
@@ -190,7 +190,7 @@ class Lane:
         return fresh
 
     def _judge_gap(self, topic: str, position: int, found: int) -> None:
-        """Seen once, a gap may be the reader's fault: have it read again. Seen twice, Kafka holds those offsets no more."""
+        """Seen once, a gap may be the reader's fault: have it read again. Seen twice, Kafka no longer holds them."""
         if self._gaps.get(topic) != position:
             self._gaps[topic] = position
             raise GapError(topic, position)
