@@ -11,6 +11,7 @@ import logging
 import os
 import ssl
 import tempfile
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,18 @@ import click
 import faust
 import prometheus_client
 from faust.app.base import BootStrategy
-from faust.types.tuples import TP
 from mode import Service
 
 from feature_store.events import COMPACTED, DecodeLimits
 from feature_store.plan import Retention
-from feature_store.store import BehindError, FeatureStore, FencedError, StoreClosedError
+from feature_store.store import FeatureStore, StoreClosedError
 from forecaster.inputs import ModelInputs
 from worker import metrics
 from worker.errors import ForecastUnavailableError, TopicError
 from worker.forecast_client import ForecastClient, ForecastReply
 from worker.global_calendar import GlobalCalendar
-from worker.lane import GapError, Lane, LaneClosedError, LaneRules, Message, Record
+from worker.lane import LaneRules, Message
+from worker.lane_keeper import LaneKeeper
 from worker.scheduler import ForecastRules, Scheduler
 from worker.settings import Settings, stored_freq
 from worker.topics import ASIDE_BYTES, ensure_topics, kafka_client_config
@@ -46,8 +47,7 @@ from worker.transport import (
 
 logger = logging.getLogger(__name__)
 
-_QUEUED_BATCHES = 4  # fetched batches of one topic waiting in a lane; more only cost memory
-_RECLAIM_PAUSE_S = 1.0
+_CALENDAR_S = 60.0
 _RESEND_PAUSE_S = 0.5
 _DRAIN_S = 20.0
 
@@ -61,16 +61,10 @@ class Worker(Service):  # type: ignore[misc]
         super().__init__()
         self._app = app
         self._settings = settings
-        self.lanes: dict[int, Lane] = {}
-        self._queues: dict[TP, asyncio.Queue[RecordBatch]] = {}
-        self._lane_tasks: dict[int, list[asyncio.Task[None]]] = {}
-        self._reclaims: dict[int, asyncio.Task[None]] = {}
         self._forecasting: list[asyncio.Task[None]] = []
-        self._assigned: set[int] = set()
         self._joined = False
         self._replaying = settings.clock == "event"
         self.topics = list(settings.input_topics) + ([settings.topic_clock] if self._replaying else [])
-        self._rules = self._lane_rules()
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -90,6 +84,8 @@ class Worker(Service):  # type: ignore[misc]
         await self._store.refuse_unfit_server()
         self._calendar = GlobalCalendar(kafka_client_config(settings), settings.topic_calendar_global)
         self._calendar.start()
+        if not await asyncio.to_thread(self._calendar.ready.wait, _CALENDAR_S):
+            raise TopicError(f"{settings.topic_calendar_global} could not be read to its end in {_CALENDAR_S:.0f} s")
         self._client = ForecastClient(
             settings.triton_url,
             model_name=settings.model_name,
@@ -99,10 +95,18 @@ class Worker(Service):  # type: ignore[misc]
         )
         self._scheduler = Scheduler(self._forecast_rules())
         await self._check_model()
-        self._consumer: BatchConsumer = self._app.consumer
-        self._consumer.batch_topics = frozenset(self.topics)
-        self._consumer.on_seek = self._on_seek
-        self._consumer.fetch_max_wait_ms = settings.kafka_fetch_max_wait_ms
+        consumer: BatchConsumer = self._app.consumer
+        self._lanes = LaneKeeper(
+            self._store,
+            consumer,
+            self._lane_rules(),
+            topics=self.topics,
+            on_tick=self._scheduler.drain if self._replaying else None,
+            crash=self._app.crash,
+        )
+        consumer.batch_topics = frozenset(self.topics)
+        consumer.on_seek = self._lanes.reassign
+        consumer.fetch_max_wait_ms = settings.kafka_fetch_max_wait_ms
         if not self._replaying:
             self._forecasting.append(asyncio.create_task(self._forecast_forever()))
 
@@ -122,11 +126,9 @@ class Worker(Service):  # type: ignore[misc]
         """
         await self._end_of(self._forecasting)  # 1
         if not self._replaying:  # 2
-            drains = [asyncio.create_task(self._scheduler.drain(lane)) for lane in self.lanes.values()]
+            drains = [asyncio.create_task(self._scheduler.drain(lane)) for lane in self._lanes.lanes.values()]
             await self._end_of(drains)
-        steps = [task for tasks in self._lane_tasks.values() for task in tasks]  # 3
-        await self._drop_lanes()
-        await self._end_of(steps)
+        await self._end_of(self._lanes.close())  # 3
         self._calendar.stop()
         await self._store.close()
         await self._client.close()
@@ -138,131 +140,16 @@ class Worker(Service):  # type: ignore[misc]
                 logger.warning("stopping with forecasts still owed; the partitions' next owner makes them")
 
     def is_ready(self) -> bool:
-        """All lanes assigned are running and the shop's calendar has been read."""
-        return self._joined and self._calendar.ready.is_set() and self._assigned == set(self.lanes)
+        """All lanes assigned are running."""
+        return self._joined and self._lanes.all_run
 
-    async def on_assigned(self, _: Any, assigned: set[TP], **__: Any) -> None:
+    async def on_assigned(self, _: Any, assigned: Any, **__: Any) -> None:
         """Faust's signal after each rebalance, also when there was nothing to assign."""
         self._joined = True
 
-    # -- lanes ----------------------------------------------------------------------------------------------------
-
     async def on_batch(self, batch: RecordBatch) -> None:
-        """Called by the agents: wait for room in the lane's queue, then leave the batch there."""
-        queue = self._queues.get(TP(batch.topic, batch.partition))
-        if queue is not None:  # no lane: its partition is being claimed, and will be read from its stored position
-            await queue.put(batch)
-
-    async def _on_seek(self, assigned: set[TP]) -> None:
-        """After a rebalance: all lanes end, those of the partitions assigned now begin from what stands in Redis."""
-        await self._drop_lanes()
-        complete = []
-        for partition in sorted({tp.partition for tp in assigned}):
-            absent = [topic for topic in self.topics if TP(topic, partition) not in assigned]
-            if absent:
-                logger.error("partition %d of %s is assigned elsewhere: its lane can't run", partition, absent)
-            else:
-                complete.append(partition)
-        self._assigned = set(complete)
-        await asyncio.gather(*(self._take(partition, "assigned") for partition in complete))
-
-    async def _take(self, partition: int, reason: str) -> None:
-        """Begin a lane.
-
-        1. Commit to the consumer group what stands in Redis: the broker refuses it from a worker that lost the
-           partition, who must not fence the new owner.
-        2. Claim the partition: whoever held it is fenced.
-        3. Seek every topic to its stored position, and let batches in.
-        """
-        stored = await self._store.peek_positions(partition)
-        offsets = {TP(topic, partition): stored.get(topic, 0) for topic in self.topics}
-        if not await self._consumer.commit_now(offsets):  # 1
-            logger.warning("partition %d: the broker refused a commit; claiming it is put off", partition)
-            self._take_later(partition, reason)
-            return
-        claim = await self._store.claim(partition)  # 2
-        metrics.CLAIMS.labels(reason).inc()
-        lane = Lane(self._store, claim, self._rules, on_tick=self._scheduler.drain if self._replaying else None)
-        self.lanes[partition] = lane
-        metrics.LANES.set(len(self.lanes))
-        for topic in self.topics:  # 3
-            tp = TP(topic, partition)
-            self._queues[tp] = asyncio.Queue(_QUEUED_BATCHES)
-            await self._consumer.seek_to(tp, claim.positions.get(topic))
-        logger.info("partition %d: %s, reading on from %s", partition, reason, claim.positions or "the start")
-        self._lane_tasks[partition] = [
-            asyncio.create_task(self._run_lane(lane, TP(topic, partition))) for topic in self.topics
-        ]
-
-    def _take_later(self, partition: int, reason: str) -> None:
-        async def retry() -> None:
-            await asyncio.sleep(_RECLAIM_PAUSE_S)
-            self._reclaims.pop(partition, None)
-            if partition in self._assigned and not self.should_stop:
-                try:
-                    await self._take(partition, reason)
-                except StoreClosedError:
-                    return
-                except Exception as error:
-                    await self._app.crash(error)
-
-        if partition not in self._reclaims:
-            self._reclaims[partition] = asyncio.create_task(retry())
-
-    async def _run_lane(self, lane: Lane, tp: TP) -> None:
-        """Hand one topic's batches to the lane until it ends. Nothing leaves with a batch in hand: a batch is either
-        applied, or read again from the stored position by the lane's next owner."""
-        queue = self._queues[tp]
-        try:
-            while not lane.closed:
-                batch = await queue.get()
-                if batch.epoch != self._consumer.epochs.get(tp, 0):
-                    continue
-                try:
-                    await lane.handle([Record(tp.topic, *record) for record in batch.records])
-                except GapError as gap:
-                    await self._consumer.seek_to(tp, gap.position)
-                    continue
-                self._consumer.applied(tp, lane.claim.positions.get(tp.topic, 0))
-        except (FencedError, BehindError) as error:
-            logger.warning("%s: the lane ends and is claimed anew", error)
-            lane.close()
-            self._lose(lane, "fenced" if isinstance(error, FencedError) else "behind")
-        except (LaneClosedError, StoreClosedError):
-            return
-        except Exception as error:
-            # Anything else is a bug or a refusal: the process ends loudly, with the batch unapplied.
-            logger.error("%s partition %d: %s", tp.topic, tp.partition, error)
-            await self._app.crash(error)
-
-    def _lose(self, lane: Lane, reason: str) -> None:
-        if self.lanes.get(lane.partition) is lane:
-            del self.lanes[lane.partition]
-            self._cancel_waiting(lane.partition)
-            self._take_later(lane.partition, reason)
-
-    async def _drop_lanes(self) -> None:
-        for task in self._reclaims.values():
-            task.cancel()
-        self._reclaims.clear()
-        for lane in self.lanes.values():
-            lane.close()
-        for partition in list(self._lane_tasks):
-            self._cancel_waiting(partition)
-        self._queues.clear()
-        self.lanes.clear()
-        metrics.LANES.set(0)
-
-    def _cancel_waiting(self, partition: int) -> None:
-        """End the tasks of a closed lane that wait for a batch. One inside the lane ends when its step has ended: a
-        Redis call is never cancelled."""
-        for topic, task in zip(self.topics, self._lane_tasks.pop(partition, []), strict=False):
-            queue = self._queues.pop(TP(topic, partition), None)
-            if queue is None or task.done():
-                continue
-            while not queue.empty():  # also lets go of an agent that waits for room
-                queue.get_nowait()
-            queue.put_nowait(RecordBatch(topic, partition, -1, []))
+        """Called by the agents: leave the batch with the lane of its partition, waiting while that one has plenty."""
+        await self._lanes.offer(batch)
 
     # -- forecasts ------------------------------------------------------------------------------------------------
 
@@ -271,15 +158,14 @@ class Worker(Service):  # type: ignore[misc]
         interval_s = self._settings.forecast_interval_ms / 1000
         loop = asyncio.get_running_loop()
         try:
-            await asyncio.to_thread(self._calendar.ready.wait)
             while not self.should_stop:
                 started = loop.time()
-                lanes = [lane for lane in self.lanes.values() if not lane.closed]
+                lanes = [lane for lane in self._lanes.lanes.values() if not lane.closed]
                 await self._client.probe()
                 sent = await self._scheduler.run_due(lanes)
                 for lane in lanes:
                     if lane.closed:
-                        self._lose(lane, "fenced")
+                        self._lanes.lose(lane, "fenced")
                 if sent < self._settings.forecast_batch_size:  # else more is waiting
                     await asyncio.sleep(max(interval_s - (loop.time() - started), 0.001))
         except StoreClosedError:
@@ -317,7 +203,6 @@ class Worker(Service):  # type: ignore[misc]
 
     def _forecast_rules(self) -> ForecastRules:
         settings = self._settings
-        wall = self._rules.now_ms
         return ForecastRules(
             topic=settings.topic_forecasts,
             freqs=settings.forecast_freqs,
@@ -331,7 +216,7 @@ class Worker(Service):  # type: ignore[misc]
             refresh_per_s=settings.refresh_per_s,
             infer=self._infer,
             model_is_away=lambda: self._client.is_away,
-            issued_at_ms=(lambda cutoff_ms: cutoff_ms) if self._replaying else (lambda _: wall()),
+            issued_at_ms=(lambda cutoff_ms: cutoff_ms) if self._replaying else (lambda _: time.time_ns() // 1_000_000),
         )
 
     async def _send(self, topic: str, partition: int, messages: Sequence[Message]) -> None:

@@ -96,11 +96,11 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     batch_topics: frozenset[str] = frozenset()
     fetch_max_wait_ms: int = 500
     # Called after each rebalance with the partitions assigned; it claims them and calls `seek_to`.
-    on_seek: Callable[[set[TP]], Awaitable[None]] | None = None
+    on_seek: Callable[[set[tuple[str, int]]], Awaitable[None]] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.epochs: dict[TP, int] = {}
+        self._epochs: dict[TP, int] = {}
         self._applied: dict[TP, int] = {}
         self._expected: dict[TP, int | None] = {}  # next offset to pass on; None = the earliest that is held
         self._overtaken: set[TP] = set()
@@ -115,7 +115,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         a fetch that a rebalance or a seek overtook.
         """
         await self._seek_again()
-        epochs = dict(self.epochs)
+        epochs = dict(self._epochs)
         fetched, active = await self._wait_next_records(timeout)
         generation = self.app.consumer_generation_id
         for tp, records in (fetched or {}).items():
@@ -125,7 +125,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
                 if active_now and not interrupted:
                     for record in records:
                         yield tp, self._to_message(tp, record)
-            elif interrupted or not active_now or epochs.get(tp, 0) != self.epochs.get(tp, 0):
+            elif interrupted or not active_now or epochs.get(tp, 0) != self._epochs.get(tp, 0):
                 self._overtaken.add(tp)
             elif records:
                 self._expected[tp] = records[-1].offset + 1
@@ -140,7 +140,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     def _batch_message(self, tp: TP, records: list[Any], generation: int) -> ConsumerMessage:
         last = records[-1]
         raw = [RawRecord(r.offset, r.timestamp, r.key, r.value, tuple(r.headers)) for r in records]
-        batch = RecordBatch(tp.topic, tp.partition, self.epochs.get(tp, 0), raw)
+        batch = RecordBatch(tp.topic, tp.partition, self._epochs.get(tp, 0), raw)
         size = sum(len(r.value or b"") for r in records)
         return ConsumerMessage(
             tp.topic,
@@ -160,13 +160,17 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
 
     async def perform_seek(self) -> None:
         """Called by Faust's recovery after every rebalance, while the flow stands still."""
-        assigned = {TP(tp.topic, tp.partition) for tp in self.assignment()}
         if self.on_seek is not None:
-            await self.on_seek({tp for tp in assigned if tp.topic in self.batch_topics})
+            await self.on_seek({(a.topic, a.partition) for a in self.assignment() if a.topic in self.batch_topics})
 
-    async def seek_to(self, tp: TP, position: int | None) -> None:
-        """Read `tp` from `position` on (None = from the earliest record held); batches on their way become stale."""
-        self.epochs[tp] = self.epochs.get(tp, 0) + 1
+    def epoch(self, topic: str, partition: int) -> int:
+        """How often the partition was sought: a batch of an older epoch is stale."""
+        return self._epochs.get(TP(topic, partition), 0)
+
+    async def seek_to(self, topic: str, partition: int, position: int | None) -> None:
+        """Read from `position` on (None = from the earliest record held); batches on their way become stale."""
+        tp = TP(topic, partition)
+        self._epochs[tp] = self._epochs.get(tp, 0) + 1
         self._applied.pop(tp, None)
         self._expected[tp] = position
         await self._seek_to(tp, position)
@@ -178,13 +182,13 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         else:
             await self._seek(tp, position)
 
-    def applied(self, tp: TP, position: int) -> None:
+    def applied(self, topic: str, partition: int, position: int) -> None:
         """Tell what may be committed to the group: all below `position` is in the features."""
-        self._applied[tp] = position
+        self._applied[TP(topic, partition)] = position
 
-    async def commit_now(self, offsets: Mapping[TP, int]) -> bool:
+    async def commit_now(self, offsets: Mapping[tuple[str, int], int]) -> bool:
         """Commit to the group at once. False when the broker refuses, as it does for a stale generation."""
-        return bool(await self._commit(offsets))
+        return bool(await self._commit({TP(*tp): offset for tp, offset in offsets.items()}))
 
     def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterable[TP]:
         return list(self._applied)
