@@ -55,8 +55,8 @@ HOMES = {
 SHARED_BASE = {"errors", "metrics", "schemas", "settings"}
 # ... of which one needs another.
 BASE_IMPORTS = {"errors": set[str](), "metrics": set[str](), "schemas": set[str](), "settings": {"errors"}}
-# One concept in two files: a lane, and who begins and ends lanes.
-PAIRS = {"lane_keeper": {"lane"}}
+# One concept in several files: a lane, its parts, and who begins and ends lanes.
+PAIRS = {"lane": {"held_records", "reject_watch"}, "lane_keeper": {"lane", "held_records"}}
 # Commands and composition roots wire the rest, and only they import each other.
 ROOTS = {"__main__", "app", "cli", "run", "up", "check", "show", "demo", "write_schemas"}
 ROOT_PREFIXES = ("demo_", "local_")

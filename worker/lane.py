@@ -11,7 +11,6 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -28,19 +27,15 @@ from feature_store.layout import MAX_KEYS, ForecastSummary
 from feature_store.plan import LaneView, Plan, Retention, plan_batch, split_late
 from feature_store.store import Batch, Claim, Done, FeatureStore, Heads, SumOverflowError
 from worker import metrics
-from worker.errors import TooManyRejectsError
+from worker.held_records import ClosedError, HeldRecords
+from worker.reject_watch import RejectWatch
 from worker.schemas import ClockTick
 
 logger = logging.getLogger(__name__)
 
 _DAY_MS = 86_400_000
 _IDLE_AFTER_MS = 2_000  # a live lane without records for this long is caught up, and follows the clock again
-_MOST_HELD = 20_000  # records of a topic that a replaying lane keeps for ticks to come
 _MAX_READ_SERIES = MAX_KEYS - 2
-
-
-class LaneClosedError(Exception):
-    """The lane was closed while something waited inside it."""
 
 
 class GapError(Exception):
@@ -125,12 +120,10 @@ class Lane:
         self._items_of_product: dict[str, list[str]] = {}
         for item in claim.items.values():
             self._items_of_product.setdefault(item.product_id, []).append(item.item_id)
-        self._held: dict[str, deque[Record]] = {topic: deque() for topic in rules.sources}
-        self._arrived, self._taken = asyncio.Event(), asyncio.Event()
-        self._waiting_for = ""
+        self._held: HeldRecords[Record] = HeldRecords(rules.sources)
         self._gaps: dict[str, int] = {}  # by topic the position at which a gap was seen once
         self._stale: dict[str, tuple[dict[str, int], list[str]]] = {}
-        self._outcomes: deque[tuple[int, int, str]] = deque()  # records, rejects and the reason seen most, by batch
+        self._reject_watch = RejectWatch(rules.max_reject_share, rules.reject_window)
         newest = claim.newest
         self._clock_ms = newest.get("clock", 0) if rules.clock_topic else max(newest.values(), default=0)
         self._last_record_ms = rules.now_ms()
@@ -157,25 +150,17 @@ class Lane:
         metrics.BATCH_SECONDS.observe(time.perf_counter() - started)
 
     async def _hold(self, topic: str, records: Sequence[Record]) -> None:
-        """Keep records for the ticks to come; wait while there are plenty and no tick is waiting for more of them."""
-        held = self._held[topic]
-        position = held[-1].offset + 1 if held else self.claim.positions.get(topic, 0)
-        held.extend(self._from(topic, position, records))
-        self._arrived.set()
-        while len(self._held[topic]) > _MOST_HELD and self._waiting_for != topic:
-            self._taken.clear()
-            await self._taken.wait()
-            self._raise_if_closed()
+        position = self._held.next_offset(topic) or self.claim.positions.get(topic, 0)
+        await self._held.hold(topic, self._from(topic, position, records))
 
     def close(self) -> None:
         """Let whoever waits inside the lane go. What is under way in Redis ends by itself; a new owner fences it."""
         self.closed = True
-        self._arrived.set()
-        self._taken.set()
+        self._held.close()
 
     def _raise_if_closed(self) -> None:
         if self.closed:
-            raise LaneClosedError(f"partition {self.partition} is no longer run here")
+            raise ClosedError(f"partition {self.partition} is no longer run here")
 
     def _not_yet_applied(self, records: Sequence[Record]) -> list[Record]:
         topic = records[0].topic
@@ -212,11 +197,14 @@ class Lane:
         if record.offset < self.claim.positions.get(clock_topic, 0) or record.value is None:
             return
         tick = msgspec.json.decode(record.value, type=ClockTick)
-        due: list[Record] = []
+        due: list[tuple[int, str, int, Record]] = []
         for topic, next_offset in tick.next_offsets.items():  # 1
-            due += await self._take_held(topic, next_offset)
-        due.sort(key=lambda r: (r.timestamp_ms, r.topic, r.offset))  # 2
-        await self._apply(due, tick.event_time)
+            latest_ms = 0  # of the topic so far: a record that is out of order must not overtake those before it
+            for held in await self._held.take(topic, self.claim.positions.get(topic, 0), next_offset):
+                latest_ms = max(latest_ms, held.timestamp_ms)
+                due.append((latest_ms, topic, held.offset, held))
+        due.sort(key=lambda entry: entry[:3])  # 2
+        await self._apply([held for _, _, _, held in due], tick.event_time)
         self._clock_ms = max(self._clock_ms, tick.event_time)  # 3
         if self._on_tick is not None:
             await self._on_tick(self)
@@ -224,27 +212,6 @@ class Lane:
         step = Batch({clock_topic: (before, record.offset + 1)}, {"clock": tick.event_time}, {}, {}, [], [])
         await self._store.apply(self.claim, step)
         self.claim.positions[clock_topic] = record.offset + 1
-
-    async def _take_held(self, topic: str, next_offset: int) -> list[Record]:
-        held, position = self._held[topic], self.claim.positions.get(topic, 0)
-        out: list[Record] = []
-        while position < next_offset:
-            if not held:
-                self._waiting_for = topic
-                self._taken.set()
-                self._arrived.clear()
-                await self._arrived.wait()
-                self._raise_if_closed()
-                continue
-            if held[0].offset >= next_offset:
-                break
-            record = held.popleft()
-            if record.offset >= position:
-                out.append(record)
-                position = record.offset + 1
-        self._waiting_for = ""
-        self._taken.set()
-        return out
 
     async def _apply(self, records: Sequence[Record], now_ms: int) -> None:
         """Records to features, all or nothing. Events far ahead of `now_ms` are rejected.
@@ -347,15 +314,8 @@ class Lane:
             metrics.LATE.labels(self._rules.sources[records[row].topic]).inc()
         for source in {self._rules.sources[record.topic] for record in records}:
             metrics.EVENTS.labels(source).inc(sum(self._rules.sources[r.topic] == source for r in records))
-        reasons = [reject.reason.value for reject in rejects]
-        most = max(set(reasons), key=reasons.count) if reasons else ""
-        self._outcomes.append((len(records), len(rejects), most))
-        while sum(n for n, _, _ in self._outcomes) - self._outcomes[0][0] >= self._rules.reject_window:
-            self._outcomes.popleft()
-        seen = sum(n for n, _, _ in self._outcomes)
-        refused = sum(n for _, n, _ in self._outcomes)
-        if seen >= self._rules.reject_window and refused > self._rules.max_reject_share * seen:
-            raise TooManyRejectsError(_reject_message(records[0].topic, self.partition, refused, seen, most))
+        where = f"{records[0].topic} partition {self.partition}"
+        self._reject_watch.note(where, len(records), [reject.reason.value for reject in rejects])
 
     # -- forecasts out --------------------------------------------------------------------------------------------
 
@@ -450,17 +410,3 @@ class Lane:
 
 def _where(rows: BucketRows, keep: NDArray[np.bool_]) -> BucketRows:
     return BucketRows(rows.item[keep], rows.bucket[keep], rows.values[keep])
-
-
-def _reject_message(topic: str, partition: int, refused: int, seen: int, reason: str) -> str:
-    remedy = f"look at the shelfcast.reason and shelfcast.detail headers in {topic}.dlq"
-    if reason == "wrong_partition":
-        remedy = (
-            "the producer places products by another hash: set 'partitioner=murmur2' in librdkafka clients "
-            "(confluent-kafka and others; their default is crc32), key records by product_id, and give every input "
-            "topic the same number of partitions"
-        )
-    return (
-        f"{refused} of the last {seen} records of {topic} partition {partition} can't be used, mostly for "
-        f"{reason!r}. The worker stops before more of the stream is set aside. Remedy: {remedy}."
-    )

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 from feature_store.store import BehindError, FeatureStore, FencedError, StoreClosedError
 from worker import metrics
-from worker.lane import GapError, Lane, LaneClosedError, LaneRules, Record
+from worker.held_records import ClosedError
+from worker.lane import GapError, Lane, LaneRules, Record
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +157,7 @@ class LaneKeeper:
         except (FencedError, BehindError) as error:
             logger.warning("%s: the lane ends and is claimed anew", error)
             self.lose(lane, "fenced" if isinstance(error, FencedError) else "behind")
-        except (LaneClosedError, StoreClosedError):
+        except (ClosedError, StoreClosedError):
             return
         except Exception as error:
             # Anything else is a bug or a refusal: the process ends loudly, with the batch unapplied.

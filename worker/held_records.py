@@ -1,0 +1,78 @@
+"""HeldRecords: what a replaying lane keeps until a tick of the clock says that it is due."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+from typing import Generic, Protocol, TypeVar
+
+_MOST_HELD = 20_000  # records of a topic; more only when a tick waits for them
+
+
+class _Record(Protocol):
+    @property
+    def offset(self) -> int: ...
+
+
+RecordT = TypeVar("RecordT", bound=_Record)
+
+
+class ClosedError(Exception):
+    """Nothing more comes or goes."""
+
+
+class HeldRecords(Generic[RecordT]):
+    """Records by topic, in offset order. One task a topic holds, one other takes."""
+
+    def __init__(self, topics: Iterable[str]) -> None:
+        self._held: dict[str, deque[RecordT]] = {topic: deque() for topic in topics}
+        self._arrived, self._taken = asyncio.Event(), asyncio.Event()
+        self._waiting_for = ""
+        self._closed = False
+
+    def next_offset(self, topic: str) -> int | None:
+        """The offset after the last one held; None when nothing is."""
+        held = self._held[topic]
+        return held[-1].offset + 1 if held else None
+
+    async def hold(self, topic: str, records: Iterable[RecordT]) -> None:
+        """Keep records, and wait while there are plenty and nobody waits for more of them. Raises ClosedError."""
+        held = self._held[topic]
+        held.extend(records)
+        self._arrived.set()
+        while len(held) > _MOST_HELD and self._waiting_for != topic:
+            self._taken.clear()
+            await self._taken.wait()
+            self._raise_if_closed()
+
+    async def take(self, topic: str, position: int, next_offset: int) -> list[RecordT]:
+        """All records with position <= offset < next_offset, waiting until they have arrived. Raises ClosedError."""
+        held, out = self._held[topic], []
+        while position < next_offset:
+            if not held:
+                self._waiting_for = topic
+                self._taken.set()
+                self._arrived.clear()
+                await self._arrived.wait()
+                self._raise_if_closed()
+            elif held[0].offset >= next_offset:
+                break
+            else:
+                record = held.popleft()
+                if record.offset >= position:
+                    out.append(record)
+                    position = record.offset + 1
+        self._waiting_for = ""
+        self._taken.set()
+        return out
+
+    def close(self) -> None:
+        """Let whoever waits go."""
+        self._closed = True
+        self._arrived.set()
+        self._taken.set()
+
+    def _raise_if_closed(self) -> None:
+        if self._closed:
+            raise ClosedError
