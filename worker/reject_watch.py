@@ -37,8 +37,8 @@ def _message(where: str, refused: Counter[str], seen: int) -> str:
     if reason in ("wrong_partition", "wrong_key"):
         remedy = (
             "the producer places products by another hash or key: key records by product_id, set "
-            "'partitioner=murmur2' in librdkafka clients (confluent-kafka and others; their default is crc32), and give "
-            "every input topic the same number of partitions"
+            "'partitioner=murmur2' in librdkafka clients (confluent-kafka and others; their default is crc32), and "
+            "give every input topic the same number of partitions"
         )
     return (
         f"{refused.total()} of the last {seen} records of {where} can't be used, most of them for {reason!r}. The "
