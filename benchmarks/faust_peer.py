@@ -11,9 +11,9 @@ some orders twice or never.
 import json
 import os
 import sys
-import tempfile
 import time
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import faust
@@ -41,7 +41,7 @@ def create_app(bootstrap_servers: str, topic: str, redis_url: str, wanted: int) 
         topic_disable_leader=True,
         web_enabled=False,
         autodiscover=False,
-        datadir=tempfile.mkdtemp(prefix="faust-peer-"),
+        datadir=str(Path.cwd() / "data"),  # whoever starts it removes its directory
     )
     client = redis.asyncio.Redis.from_url(redis_url)
     decode = msgspec.json.Decoder(Sale).decode

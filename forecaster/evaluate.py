@@ -166,7 +166,7 @@ def render(scores: Sequence[Score]) -> Table:
     "--model",
     "folder",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    default=Path("triton_models") / MODEL_NAME / "1",
+    default=Path(__file__).resolve().parent.parent / "triton_models" / MODEL_NAME / "1",
     show_default=True,
     help="Folder with config.json and model.safetensors.",
 )

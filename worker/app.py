@@ -63,17 +63,15 @@ class Worker(Service):  # type: ignore[misc]
         self._settings = settings
         self._forecasting: list[asyncio.Task[None]] = []
         self._joined = False
+        self._connected = False
         self._replaying = settings.clock == "event"
         self.topics = list(settings.input_topics) + ([settings.topic_clock] if self._replaying else [])
 
     # -- life -----------------------------------------------------------------------------------------------------
 
     async def on_start(self) -> None:
-        """Refuse to start on anything that `shelfcast check` would refuse; connect."""
+        """Connect; refuse to start on anything that `shelfcast check` would refuse."""
         settings = self._settings
-        findings = await asyncio.to_thread(ensure_topics, settings)
-        if findings:
-            raise TopicError(" ".join(findings))
         self._store = FeatureStore(
             settings.redis_url,
             namespace=settings.namespace,
@@ -107,6 +105,7 @@ class Worker(Service):  # type: ignore[misc]
         consumer.batch_topics = frozenset(self.topics)
         consumer.on_seek = self._lanes.reassign
         consumer.fetch_max_wait_ms = settings.kafka_fetch_max_wait_ms
+        self._connected = True
         if not self._replaying:
             self._forecasting.append(asyncio.create_task(self._forecast_forever()))
 
@@ -124,6 +123,8 @@ class Worker(Service):  # type: ignore[misc]
         2. Live: make the forecasts still owed to touched items, as far as the time allows.
         3. Close the lanes and let the step that each may be in end; then close the connections.
         """
+        if not self._connected:
+            return
         await self._end_of(self._forecasting)  # 1
         if not self._replaying:  # 2
             drains = [asyncio.create_task(self._scheduler.drain(lane)) for lane in self._lanes.lanes.values()]
@@ -167,7 +168,7 @@ class Worker(Service):  # type: ignore[misc]
                     if lane.closed:
                         self._lanes.lose(lane, "fenced")
                 if sent < self._settings.forecast_batch_size:  # else more is waiting
-                    await asyncio.sleep(max(interval_s - (loop.time() - started), 0.001))
+                    await self.sleep(max(interval_s - (loop.time() - started), 0.001))  # ends early when stopping
         except StoreClosedError:
             return
         except Exception as error:
@@ -237,9 +238,9 @@ class Worker(Service):  # type: ignore[misc]
             return
 
 
-def create_app(settings: Settings) -> faust.App:
-    """The Faust app of a worker: topics, thin agents, pages; `app.worker_service` is its Worker."""
-    data = Path(tempfile.gettempdir()) / f"shelfcast-{settings.namespace}-{settings.web_port}"
+def create_app(settings: Settings, data: Path) -> faust.App:
+    """The Faust app of a worker: topics, thin agents, pages; `app.worker_service` is its Worker. `data` is a folder
+    that Faust insists on; nothing of ours is in it."""
     app = faust.App(
         settings.namespace,
         broker="aiokafka://" + settings.kafka_bootstrap_servers,
@@ -320,16 +321,24 @@ def _credentials(settings: Settings) -> Any:
 
 
 def run_worker(settings: Settings) -> int:
-    """Run until SIGTERM or a crash. Returns the exit code; after a crash the last line on stderr says why."""
-    app = create_app(settings)
-    process = faust.Worker(app, loglevel="INFO", quiet=True)
-    for library in ("faust", "mode", "aiokafka", "aiohttp"):
-        logging.getLogger(library).setLevel(logging.WARNING)  # their INFO tells of each service's start and stop
-    code = 0
-    try:
-        process.execute_from_commandline()
-    except SystemExit as end:
-        code = int(end.code or 0)
+    """Run until SIGTERM or a crash. Returns the exit code; after a crash the last line on stderr says why.
+
+    Raises:
+        TopicError: Kafka does not answer, or a topic is not as it has to be; nothing was started.
+    """
+    findings = ensure_topics(settings)
+    if findings:
+        raise TopicError(" ".join(findings))
+    with tempfile.TemporaryDirectory(prefix="shelfcast-worker-") as data:
+        app = create_app(settings, Path(data))
+        process = faust.Worker(app, loglevel="INFO", quiet=True)
+        for library in ("faust", "mode", "aiokafka", "aiohttp"):
+            logging.getLogger(library).setLevel(logging.WARNING)  # their INFO tells of each service's start and stop
+        code = 0
+        try:
+            process.execute_from_commandline()
+        except SystemExit as end:
+            code = int(end.code or 0)
     reason = process.crash_reason or app.crash_reason
     if reason is not None:
         click.echo(f"error: {reason}", err=True)

@@ -17,6 +17,8 @@ from worker.settings import Settings, load_settings
 from worker.topics import ensure_topics, kafka_client_config
 from worker.transport import murmur2_partition
 
+_PATIENCE_S = 5.0  # a person is waiting
+
 
 @click.command("check")
 @click.option("--create-topics", is_flag=True, help="Also create missing topics.")
@@ -37,7 +39,7 @@ def check_all(settings: Settings) -> Iterable[tuple[str, list[str]]]:
     """(what was looked at, findings with remedies), one after the other."""
     kafka = f"Kafka {settings.kafka_bootstrap_servers}: topics, partition counts, compaction, retention"
     try:
-        topic_findings = ensure_topics(settings)
+        topic_findings = ensure_topics(settings, _PATIENCE_S)
         yield kafka, topic_findings
         if not topic_findings:
             yield from _check_placement(settings)

@@ -30,7 +30,14 @@ class _LazyGroup(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module, _ = _COMMANDS[cmd_name]
-        command: click.Command = importlib.import_module(module).command
+        try:
+            command: click.Command = importlib.import_module(module).command
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] in ("feature_store", "forecaster", "worker"):
+                raise
+            extra = "train" if module.startswith("forecaster") else "embedded"
+            remedy = f"pip install 'shelfcast[{extra}]'"
+            raise ShelfcastError(f"`shelfcast {cmd_name}` needs {error.name}: {remedy}") from error
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

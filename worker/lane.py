@@ -11,7 +11,7 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ from feature_store.calendar_time import bucket_of
 from feature_store.events import Decoded, DecodeLimits, Reason, Reject, decode, item_id_of
 from feature_store.features import BucketRows, pool_product_rows
 from feature_store.items import NO_PRODUCT_STATE, Item, ProductState
-from feature_store.layout import MAX_KEYS, ForecastSummary
+from feature_store.layout import MAX_KEYS, STORED_FREQS, ForecastSummary
 from feature_store.plan import LaneView, Plan, Retention, plan_batch, split_late
 from feature_store.store import Batch, Claim, Done, FeatureStore, Heads, SumOverflowError
 from worker import metrics
@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 _DAY_MS = 86_400_000
 _IDLE_AFTER_MS = 2_000  # a live lane without records for this long is caught up, and follows the clock again
 _MAX_READ_SERIES = MAX_KEYS - 2
+_MOST_SUMS = MAX_KEYS - 16  # room for the keys that every script touches
+_MOST_PRODUCTS = _MOST_SUMS // len(STORED_FREQS)
 
 
 class GapError(Exception):
@@ -146,7 +148,8 @@ class Lane:
             return
         async with self._lock:
             self._raise_if_closed()
-            await self._apply(self._not_yet_applied(records), self._rules.now_ms())
+            for step in _steps(self._not_yet_applied(records)):
+                await self._apply(step, self._rules.now_ms())
         metrics.BATCH_SECONDS.observe(time.perf_counter() - started)
 
     async def _hold(self, topic: str, records: Sequence[Record]) -> None:
@@ -229,7 +232,7 @@ class Lane:
         events, late = split_late(decoded.events, self._rules.retention, watermark_ms)
         decoded = decoded._replace(events=events)
         plan = plan_batch(decoded, self._view(), self._rules.retention, watermark_ms)  # 2
-        if len(plan.sums) > MAX_KEYS - 16:
+        if len(plan.sums) > _MOST_SUMS:
             await self._apply_halves(records, now_ms)
             return
         await self._send_aside(records, decoded.rejects, late)  # 3
@@ -406,6 +409,19 @@ class Lane:
     def _zones(self) -> set[str]:
         calendar = self._rules.retention.calendar
         return {calendar.time_zone, *calendar.by_location.values()}
+
+
+def _steps(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
+    """Cut records, before they are decoded, where one script could not touch the keys of all their products: a batch
+    that is found too large afterwards is decoded twice."""
+    start, products = 0, set[bytes | None]()
+    for i, record in enumerate(records):
+        if record.key not in products and len(products) == _MOST_PRODUCTS:
+            yield records[start:i]
+            start, products = i, set()
+        products.add(record.key)
+    if start < len(records):
+        yield records[start:]
 
 
 def _where(rows: BucketRows, keep: NDArray[np.bool_]) -> BucketRows:

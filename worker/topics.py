@@ -58,7 +58,7 @@ def kafka_client_config(settings: Settings) -> dict[str, Any]:
     return config
 
 
-def ensure_topics(settings: Settings) -> list[str]:
+def ensure_topics(settings: Settings, timeout_s: float = _TIMEOUT_S) -> list[str]:
     """Create missing topics when the settings allow it, and return findings about the others, each with its remedy.
 
     Raises:
@@ -66,7 +66,7 @@ def ensure_topics(settings: Settings) -> list[str]:
     """
     admin = AdminClient(kafka_client_config(settings))
     try:
-        existing = {name: len(topic.partitions) for name, topic in admin.list_topics(timeout=_TIMEOUT_S).topics.items()}
+        existing = {name: len(topic.partitions) for name, topic in admin.list_topics(timeout=timeout_s).topics.items()}
     except KafkaException as error:
         raise TopicError(
             f"Kafka at {settings.kafka_bootstrap_servers} does not answer ({error.args[0].str()}): check "
