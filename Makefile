@@ -1,5 +1,5 @@
 # One virtual environment, .venv; a stamp for each set of extras, so nothing is installed twice.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 BIN := .venv/bin
 
 .PHONY: demo test check bench clean

@@ -34,9 +34,7 @@ def _band(step: ForecastStep) -> str:
     return f"{step.quantiles[_MIDDLE]:,.0f}  [dim]{step.quantiles[_LOW]:,.0f}–{step.quantiles[_HIGH]:,.0f}[/dim]"
 
 
-def _age(milliseconds: int | None) -> str:
-    if milliseconds is None:
-        return "–"
+def _age(milliseconds: int) -> str:
     minutes = milliseconds // 60_000
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h"
 
@@ -77,11 +75,11 @@ def live_table(
             f"[bold green]{sold}[/bold green]" if item_id in progress.changed else sold,
             _band(forecast.steps[0]),
             _band(forecast.steps[1]),
-            _age(forecast.feature_age_ms.get("orders")),
+            _age(progress.clock_ms - forecast.cutoff + forecast.feature_age_ms.get("orders", 0)),
         )
     foot = Text(
         "Orders are real (Online Retail II, CC BY 4.0); clicks and reviews are invented from them. Green: ordered just "
-        "now. Feature age: shop time since the newest order that these forecasts have seen in the item's partition.",
+        "now. Feature age: shop time since the newest order, of any item in its partition, that the forecast has seen.",
         style="dim",
     )
     return Group(head, table, foot)

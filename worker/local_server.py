@@ -226,8 +226,9 @@ def wheel_directory(package: str, wheel: str) -> Path:
 
 
 def program_on_path(name: str) -> Path | None:
+    """Where a program is, as it is named: Debian's redis-server is a link to a program that looks at its own name."""
     found = shutil.which(name)
-    return Path(found).resolve() if found else None
+    return Path(found).absolute() if found else None
 
 
 def _is_free(port: int) -> bool:
