@@ -49,7 +49,7 @@ def triton_server(servers: LocalStack) -> LocalTriton:
 @pytest.fixture
 def redis_url(redis_server: LocalRedis) -> str:
     """Of the session's Redis, emptied."""
-    _empty(redis_server)
+    empty_redis(redis_server)
     return redis_server.url
 
 
@@ -65,11 +65,11 @@ def each_redis_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.T
 @pytest.fixture
 def each_redis_url(each_redis_server: LocalRedis) -> str:
     """Of every Redis and Valkey found, one after the other, emptied."""
-    _empty(each_redis_server)
+    empty_redis(each_redis_server)
     return each_redis_server.url
 
 
-def _empty(server: LocalRedis) -> None:
+def empty_redis(server: LocalRedis) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
         connection.sendall(b"FLUSHALL\r\nSCRIPT FLUSH\r\n")
         replies = connection.makefile("rb")

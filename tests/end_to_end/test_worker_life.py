@@ -14,10 +14,11 @@ from click.testing import CliRunner
 from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from tests.conftest import empty_redis
 from tests.end_to_end.shop import PATIENCE_S, Shop, now_ms
 from worker.cli import shelfcast
 from worker.errors import LocalStackError, SettingsError
-from worker.local_stack import LocalStack
+from worker.local_stack import LocalRedis, LocalStack
 from worker.local_triton import LocalTriton
 
 
@@ -99,6 +100,18 @@ def test_worker_started_again_goes_on_where_it_was(open_shop: Any) -> None:
     shop.start_worker()
     after = shop.forecast("mug", "1d", lambda f: f.observed == 7)
     assert after.revision > before.revision
+
+
+def test_redis_emptied_under_a_worker_is_rebuilt_from_the_topics(open_shop: Any, redis_server: LocalRedis) -> None:
+    shop = open_shop()
+    worker = shop.start_worker()
+    shop.order("mug", 2)
+    shop.forecast("mug", "1d")
+    empty_redis(redis_server)
+    shop.order("mug", 5)
+    rebuilt = shop.forecast("mug", "1d", lambda f: f.observed == 7)
+    assert rebuilt.positions[shop.settings.topic_orders] == 2
+    assert worker.is_running
 
 
 def test_topics_with_another_partition_count_are_refused_by_name(open_shop: Any) -> None:
