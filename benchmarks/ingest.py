@@ -124,12 +124,7 @@ async def _wait_until(
 
 
 def _store(settings: Settings) -> FeatureStore:
-    return FeatureStore(
-        settings.redis_url,
-        namespace=settings.namespace,
-        partition_count=settings.partition_count,
-        forecast_freqs=settings.forecast_freqs,
-    )
+    return FeatureStore(**settings.store_options())
 
 
 async def _stored(store: FeatureStore, settings: Settings, products: set[str]) -> Cells:

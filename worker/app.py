@@ -72,13 +72,7 @@ class Worker(Service):  # type: ignore[misc]
     async def on_start(self) -> None:
         """Connect; refuse to start on anything that `shelfcast check` would refuse."""
         settings = self._settings
-        self._store = FeatureStore(
-            settings.redis_url,
-            namespace=settings.namespace,
-            partition_count=settings.partition_count,
-            forecast_freqs=settings.forecast_freqs,
-            cluster=settings.redis_cluster,
-        )
+        self._store = FeatureStore(**settings.store_options())
         await self._store.refuse_unfit_server()
         self._calendar = GlobalCalendar(kafka_client_config(settings), settings.topic_calendar_global)
         self._calendar.start()

@@ -69,13 +69,7 @@ def _check_placement(settings: Settings) -> Iterable[tuple[str, list[str]]]:
 
 
 async def _check_redis(settings: Settings) -> list[str]:
-    store = FeatureStore(
-        settings.redis_url,
-        namespace=settings.namespace,
-        partition_count=settings.partition_count,
-        forecast_freqs=settings.forecast_freqs,
-        cluster=settings.redis_cluster,
-    )
+    store = FeatureStore(**settings.store_options())
     try:
         return await store.check_server()
     except REDIS_ERRORS as error:

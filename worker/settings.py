@@ -166,6 +166,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """Time zones of the shop's locations."""
         return ShopCalendar(self.time_zone, self.location_time_zones)
 
+    def store_options(self) -> dict[str, Any]:
+        """Arguments of the FeatureStore that these settings mean."""
+        return {
+            "url": self.redis_url,
+            "namespace": self.namespace,
+            "partition_count": self.partition_count,
+            "forecast_freqs": self.forecast_freqs,
+            "cluster": self.redis_cluster,
+        }
+
     def config_hash(self) -> str:
         """Hash of the settings that change what is forecast. Part of every forecast_id."""
         names = ("time_zone", "location_time_zones", "retention", "forecast_freqs", "out_of_orderness_ms", "currency")

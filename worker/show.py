@@ -41,13 +41,7 @@ def command(product_id: str, location_id: str, last: int) -> None:
 
 async def show(settings: Settings, product_id: str, location_id: str, last: int, console: Console) -> bool:
     """Print to `console`; False when there is no such item."""
-    store = FeatureStore(
-        settings.redis_url,
-        namespace=settings.namespace,
-        partition_count=settings.partition_count,
-        forecast_freqs=settings.forecast_freqs,
-        cluster=settings.redis_cluster,
-    )
+    store = FeatureStore(**settings.store_options())
     partition = murmur2_partition(product_id, settings.partition_count)
     try:
         found = await store.look_up(partition, product_id, location_id)

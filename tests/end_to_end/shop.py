@@ -192,12 +192,7 @@ class Shop:
 
     def store(self) -> FeatureStore:
         """A store on this shop's Redis."""
-        return FeatureStore(
-            self.settings.redis_url,
-            namespace=self.settings.namespace,
-            partition_count=self.settings.partition_count,
-            forecast_freqs=self.settings.forecast_freqs,
-        )
+        return FeatureStore(**self.settings.store_options())
 
     def close(self) -> None:
         for worker in self._workers:
