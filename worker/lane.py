@@ -333,7 +333,8 @@ class Lane:
 
     def watermark_ms(self) -> int | None:
         """Event time before which nothing more is expected; None before the first event."""
-        return self._clock_ms - self._rules.out_of_orderness_ms if self._clock_ms else None
+        clock_ms = self.clock_ms()
+        return clock_ms - self._rules.out_of_orderness_ms if clock_ms else None
 
     def touched(self, freq: str) -> list[str]:
         """Items whose forecast is owed since an event touched them, oldest first."""
