@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 DAY_MS = 86_400_000
-_FIXED_MS = {"5m": 300_000, "1h": 3_600_000}
+FIXED_MS = {"5m": 300_000, "1h": 3_600_000}
 FREQS: tuple[str, ...] = ("5m", "1h", "1d", "1w")
 _FIRST_DAY, _LAST_DAY = (
     0,
@@ -44,14 +44,19 @@ def _midnights(time_zone: str) -> NDArray[np.int64]:
     return np.array([int(day.replace(tzinfo=zone).timestamp()) * 1000 for day in days], dtype=np.int64)
 
 
+@lru_cache(maxsize=64)
+def _consists_of(time_zone: str, bucket_ms: int) -> bool:
+    return not (_midnights(time_zone) % bucket_ms).any()
+
+
 def _local_day(time_zone: str, event_time_ms: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.searchsorted(_midnights(time_zone), event_time_ms, side="right").astype(np.int64) - 1 + _FIRST_DAY
 
 
 def bucket_of(freq: str, event_time_ms: NDArray[np.int64], time_zone: str) -> NDArray[np.int64]:
     """Bucket numbers of event times, elementwise. `time_zone` is read for `1d` and `1w` only."""
-    if freq in _FIXED_MS:
-        return event_time_ms // _FIXED_MS[freq]
+    if freq in FIXED_MS:
+        return event_time_ms // FIXED_MS[freq]
     day = _local_day(time_zone, event_time_ms)
     return day if freq == "1d" else week_of_day(day)
 
@@ -63,8 +68,8 @@ def week_of_day(day: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def bucket_start_ms(freq: str, bucket: NDArray[np.int64], time_zone: str) -> NDArray[np.int64]:
     """First millisecond (UTC) of each bucket. The end of a bucket is the start of the next."""
-    if freq in _FIXED_MS:
-        return bucket * _FIXED_MS[freq]
+    if freq in FIXED_MS:
+        return bucket * FIXED_MS[freq]
     day = bucket if freq == "1d" else bucket * 7 - _WEEK_OFFSET
     return _midnights(time_zone)[np.clip(day - _FIRST_DAY, 0, _LAST_DAY)]
 
@@ -76,7 +81,7 @@ def local_clock(freq: str, bucket: NDArray[np.int64], time_zone: str) -> NDArray
     day = _local_day(time_zone, start)
     date = day.astype("datetime64[D]")
     clock = np.empty((*bucket.shape, 4), dtype=np.float32)
-    if freq in _FIXED_MS:
+    if freq in FIXED_MS:
         # Wall-clock hour by elapsed time; on the two days a year with a jump it is off by one after the jump.
         clock[..., 0] = (start - _midnights(time_zone)[day - _FIRST_DAY]) // 3_600_000
     else:
@@ -93,8 +98,15 @@ class ShopCalendar:
     def __init__(self, time_zone: str, location_time_zones: Mapping[str, str] | None = None) -> None:
         self.time_zone = time_zone
         self.by_location = dict(location_time_zones or {})
-        for zone in {time_zone, *self.by_location.values()}:
+        for zone in self._all_zones():
             _midnights(zone)
+
+    def days_consist_of(self, freq: str) -> bool:
+        """Whether no bucket of a frequency counted in UTC lies across the midnight of any location."""
+        return freq in FIXED_MS and all(_consists_of(zone, FIXED_MS[freq]) for zone in self._all_zones())
+
+    def _all_zones(self) -> set[str]:
+        return {self.time_zone, *self.by_location.values()}
 
     def zone(self, location_id: str) -> str:
         """IANA name of the location's time zone."""
@@ -106,7 +118,7 @@ class ShopCalendar:
 
     def buckets(self, freq: str, event_time_ms: NDArray[np.int64], location_ids: Sequence[str]) -> NDArray[np.int64]:
         """Bucket number of each event, by the time zone of its own location. Both arguments have one entry an event."""
-        if freq in _FIXED_MS or not self.by_location:
+        if freq in FIXED_MS or not self.by_location:
             return bucket_of(freq, event_time_ms, self.time_zone)
         out = np.empty(len(event_time_ms), dtype=np.int64)
         for zone, rows in self._zone_groups(location_ids):

@@ -7,14 +7,14 @@ call the very same functions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_store.calendar_time import ShopCalendar
-from feature_store.events import Action, EventBatch
+from feature_store.calendar_time import FIXED_MS, ShopCalendar
+from feature_store.events import ORDER_ACTIONS, Action, EventBatch
 
 
 class Feature(NamedTuple):
@@ -38,15 +38,33 @@ FEATURES: tuple[Feature, ...] = (
     Feature("rating_sum", "stars", 1, "reviews", "sum of rating over reviews"),
 )
 FEATURE_INDEX: dict[str, int] = {feature.name: i for i, feature in enumerate(FEATURES)}
+_SOURCE_ACTIONS: dict[str, Sequence[Action]] = {
+    "orders": ORDER_ACTIONS,
+    "clicks": (Action.VIEW, Action.ADD_TO_CART, Action.REMOVE_FROM_CART, Action.WISHLIST),
+    "reviews": (Action.REVIEW,),
+}
+SOURCES: tuple[str, ...] = tuple(dict.fromkeys(feature.source for feature in FEATURES))
+# Columns of FEATURES that the events of a source fill; they stand side by side.
+SOURCE_FEATURES: dict[str, slice] = {
+    source: slice(
+        min(i for i, feature in enumerate(FEATURES) if feature.source == source),
+        1 + max(i for i, feature in enumerate(FEATURES) if feature.source == source),
+    )
+    for source in SOURCES
+}
+_NO_ROWS: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 UNITS_PER_ONE: NDArray[np.int64] = np.array([feature.units_per_one for feature in FEATURES], dtype=np.int64)
 
 
 class Deltas(NamedTuple):
-    """Sums to add, one row per (series, bucket), sorted by series then bucket. A *series* is a (product, location)."""
+    """Sums that events of one source add at one frequency, one row per (series, bucket), sorted by series then bucket.
+    A *series* is a (product, location)."""
 
+    source: str
+    freq: str
     series: NDArray[np.int64]  # (row,): index into the batch's series
     bucket: NDArray[np.int64]  # (row,)
-    values: NDArray[np.int64]  # (row, feature), in units_per_one-ths
+    values: NDArray[np.int64]  # (row, features of the source), in units_per_one-ths
 
 
 class BucketRows(NamedTuple):
@@ -72,36 +90,92 @@ def _revenue_micros(quantity: NDArray[np.int64], unit_price: NDArray[np.int64]) 
     return np.asarray(whole * quantity + quotient + up, dtype=np.int64)
 
 
-def contributions(batch: EventBatch) -> NDArray[np.int64]:
-    """What each event adds to each feature: int64 (event, feature). A one-off sale adds nothing: it is neither learnt
-    from nor forecast. Returns are a feature of their own and never lower units or revenue."""
-    out = np.zeros((len(batch), len(FEATURES)), dtype=np.int64)
+def contributions(batch: EventBatch, source: str) -> NDArray[np.int64]:
+    """What each event adds to each feature of a source: int64 (event, features of the source). A one-off sale adds
+    nothing: it is neither learnt from nor forecast. Returns are a feature of their own and never lower units or
+    revenue."""
+    return np.column_stack(_CONTRIBUTIONS[source](batch)).astype(np.int64, copy=False)
+
+
+def _order_contributions(batch: EventBatch) -> list[NDArray[Any]]:
     sale = (batch.action == Action.SALE) & ~batch.one_off
     back = (batch.action == Action.CANCEL) | (batch.action == Action.RETURN)
-    out[:, FEATURE_INDEX["units"]] = np.where(sale, batch.quantity, 0)
-    out[:, FEATURE_INDEX["returned_units"]] = np.where(back, batch.quantity, 0)
-    out[:, FEATURE_INDEX["order_lines"]] = sale
-    out[:, FEATURE_INDEX["revenue"]] = np.where(sale, _revenue_micros(batch.quantity, batch.unit_price), 0)
-    out[:, FEATURE_INDEX["views"]] = batch.action == Action.VIEW
-    out[:, FEATURE_INDEX["add_to_carts"]] = batch.action == Action.ADD_TO_CART
-    out[:, FEATURE_INDEX["review_count"]] = batch.action == Action.REVIEW
-    out[:, FEATURE_INDEX["rating_sum"]] = np.where(batch.action == Action.REVIEW, batch.rating, 0)
+    revenue = _revenue_micros(batch.quantity, batch.unit_price)
+    return [batch.quantity * sale, batch.quantity * back, sale, revenue * sale]
+
+
+def _click_contributions(batch: EventBatch) -> list[NDArray[Any]]:
+    return [batch.action == Action.VIEW, batch.action == Action.ADD_TO_CART]
+
+
+def _review_contributions(batch: EventBatch) -> list[NDArray[Any]]:
+    review = batch.action == Action.REVIEW
+    return [review, batch.rating * review]
+
+
+_CONTRIBUTIONS: dict[str, Callable[[EventBatch], list[NDArray[Any]]]] = {
+    "orders": _order_contributions,
+    "clicks": _click_contributions,
+    "reviews": _review_contributions,
+}
+
+
+def aggregate(batch: EventBatch, freqs: Sequence[str], calendar: ShopCalendar) -> list[Deltas]:
+    """Sum a batch's contributions by source, frequency, series and bucket. The order of events does not matter; rows
+    that would add nothing (a wishlist click, a one-off sale) are left out.
+
+    `freqs` go from fine to coarse. Coarser sums are made from the finest, of which there are fewer than events, where
+    its buckets do not straddle the coarser ones.
+    """
+    out = []
+    for source in _sources_of(batch):
+        values = contributions(batch, source)
+        counted = np.flatnonzero(values.any(axis=1))
+        if not len(counted):
+            continue
+        series, times, values = batch.series_index[counted], batch.event_time_ms[counted], values[counted]
+        for freq in freqs:
+            locations = [batch.series[s][1] for s in series.tolist()] if calendar.by_location else ()
+            deltas = Deltas(source, freq, *_sum_rows(series, calendar.buckets(freq, times, locations), values))
+            out.append(deltas)
+            if freq == freqs[0] and calendar.days_consist_of(freq):
+                series, values = deltas.series, deltas.values
+                times = deltas.bucket * FIXED_MS[freq]
     return out
 
 
-def aggregate(batch: EventBatch, freq: str, calendar: ShopCalendar) -> Deltas:
-    """Sum a batch's contributions by series and bucket. The order of events does not matter; rows that would add
-    nothing (a wishlist click, a one-off sale) are left out."""
-    values = contributions(batch)
-    locations = [batch.series[s][1] for s in batch.series_index.tolist()] if calendar.by_location else ()
-    bucket = calendar.buckets(freq, batch.event_time_ms, locations)
-    counted = np.flatnonzero(values.any(axis=1))
-    if not len(counted):
-        return Deltas(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, len(FEATURES)), np.int64))
-    order = counted[np.lexsort((bucket[counted], batch.series_index[counted]))]
-    series, bucket = batch.series_index[order], bucket[order]
-    starts = np.flatnonzero(np.r_[True, (np.diff(series) != 0) | (np.diff(bucket) != 0)])
-    return Deltas(series[starts], bucket[starts], np.add.reduceat(values[order], starts, axis=0))
+def bucket_rows(batch: EventBatch, freq: str, calendar: ShopCalendar) -> BucketRows:
+    """All features of a batch at one frequency: one row per (series, bucket), sorted by series then bucket; `item` is
+    the index into the batch's series."""
+    series, bucket, values = [_NO_ROWS], [_NO_ROWS], [np.empty((0, len(FEATURES)), dtype=np.int64)]
+    for deltas in aggregate(batch, (freq,), calendar):
+        wide = np.zeros((len(deltas.series), len(FEATURES)), dtype=np.int64)
+        wide[:, SOURCE_FEATURES[deltas.source]] = deltas.values
+        for column, part in ((series, deltas.series), (bucket, deltas.bucket), (values, wide)):
+            column.append(part)
+    rows = np.concatenate(series), np.concatenate(bucket), np.concatenate(values)
+    return BucketRows(*(_sum_rows(*rows) if len(rows[0]) else rows))
+
+
+def _sources_of(batch: EventBatch) -> list[str]:
+    """Sources of which the batch has events."""
+    if not len(batch):
+        return []
+    found = set(np.flatnonzero(np.bincount(batch.action)).tolist())
+    return [source for source, actions in _SOURCE_ACTIONS.items() if not found.isdisjoint(actions)]
+
+
+def _sum_rows(
+    series: NDArray[np.int64], bucket: NDArray[np.int64], values: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of the same series and bucket added up, sorted by series then bucket. At least one row comes in."""
+    first = int(bucket.min())
+    cell = series * (int(bucket.max()) - first + 1) + (bucket - first)
+    order = np.argsort(cell)
+    cell = cell[order]
+    starts = np.flatnonzero(np.r_[True, cell[1:] != cell[:-1]])
+    chosen = order[starts]
+    return series[chosen], bucket[chosen], np.add.reduceat(values[order], starts, axis=0)
 
 
 def context(
@@ -137,9 +211,8 @@ def pool_product_rows(own: BucketRows, product: BucketRows, located: Sequence[bo
     do not flow into located items.
     """
     reads = np.array(located, dtype=bool)[product.item] if len(product.item) else np.empty(0, dtype=bool)
-    order_channels = [i for i, feature in enumerate(FEATURES) if feature.source == "orders"]
     values = product.values[reads].copy()
-    values[:, order_channels] = 0
+    values[:, SOURCE_FEATURES["orders"]] = 0
     return BucketRows(
         np.r_[own.item, product.item[reads]],
         np.r_[own.bucket, product.bucket[reads]],

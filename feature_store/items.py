@@ -14,7 +14,7 @@ class Item(msgspec.Struct, frozen=True):
     product_id: str
     location_id: str
     first_event_ms: int  # of its first order line
-    last_event_ms: int  # of its last order line
+    last_event_ms: int  # the hour (UTC) of its last order line: an item is then written once an hour, not at each order
 
 
 class ProductState(msgspec.Struct, frozen=True, omit_defaults=True):

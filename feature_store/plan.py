@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,21 +12,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feature_store.calendar_time import ShopCalendar
+from feature_store.decoding import Decoded
 from feature_store.events import (
-    Action,
+    ORDER_ACTIONS,
     CalendarEvent,
-    Decoded,
     EventBatch,
     ProductEvent,
     StateEvent,
     Tombstone,
     item_id_of,
 )
-from feature_store.features import aggregate
+from feature_store.features import Deltas, aggregate
 from feature_store.items import NO_PRODUCT_STATE, Item, ProductState
-from feature_store.layout import STORED_FREQS, SeriesSums
+from feature_store.layout import STORED_FREQS
 
-_ORDER_ACTIONS = (Action.SALE, Action.CANCEL, Action.RETURN)
+_Times = NDArray[np.int64]
+
+_HOUR_MS = 3_600_000
+_DAY_MS = 86_400_000
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,11 @@ class Retention:
         """Oldest bucket that still stands for each location: int64 (location,). No watermark yet: everything does."""
         if watermark_ms is None:
             return np.full(len(locations), np.iinfo(np.int64).min)
-        watermark = np.full(len(locations), watermark_ms, dtype=np.int64)
-        return self.calendar.buckets(freq, watermark, locations) - self.buckets[freq]
+        return self.oldest_kept_at(freq, np.full(len(locations), watermark_ms, dtype=np.int64), locations)
+
+    def oldest_kept_at(self, freq: str, watermark_ms: NDArray[np.int64], locations: Sequence[str]) -> NDArray[np.int64]:
+        """The same where each entry has a watermark of its own. `locations` is read where zones differ by location."""
+        return self.calendar.buckets(freq, watermark_ms, locations) - self.buckets[freq]
 
 
 class LaneView(NamedTuple):
@@ -54,21 +61,39 @@ class LaneView(NamedTuple):
 class Plan(NamedTuple):
     """Changes of one batch. Item and product states are whole new values."""
 
-    sums: list[SeriesSums]
+    series: list[str]  # series_ids that have sums
+    sums: list[Deltas]  # their `series` index the list above
+    oldest_kept: dict[str, NDArray[np.int64]]  # by stored frequency, one a series; older buckets may go
     items: dict[str, Item]
     products: dict[str, ProductState]
     touched: list[str]  # item_ids whose forecast is now owed
 
 
-def split_late(
-    events: EventBatch, retention: Retention, watermark_ms: int | None
-) -> tuple[EventBatch, NDArray[np.int64]]:
-    """Part the events whose day has left the retention from the rest; the rows of the late ones come second."""
-    locations = [location for _, location in events.series]
-    oldest = retention.oldest_kept("1d", watermark_ms, locations)
-    event_locations = [locations[s] for s in events.series_index.tolist()] if retention.calendar.by_location else ()
-    day = retention.calendar.buckets("1d", events.event_time_ms, event_locations)
-    late = day < oldest[events.series_index]
+def watermarks(events: EventBatch, watermark_ms: int | None, *, newest_ms: int, out_of_orderness_ms: int) -> _Times:
+    """The watermark that stood as each event arrived: int64 (event,), 0 = none yet.
+
+    It is the one before the batch, moved on by the events of the batch that came earlier, none of which counts as newer
+    than `newest_ms`. So how a topic is cut into batches does not decide which of its events are late.
+    """
+    seen = np.maximum.accumulate(np.minimum(events.event_time_ms, newest_ms)) - out_of_orderness_ms
+    out = np.full(len(events), watermark_ms or 0, dtype=np.int64)
+    out[1:] = np.maximum(out[1:], seen[:-1])
+    return out
+
+
+def split_late(events: EventBatch, retention: Retention, watermark_ms: _Times) -> tuple[EventBatch, _Times]:
+    """Part the events whose day has left the retention from the rest; the rows of the late ones come second.
+
+    `watermark_ms` int64 (event,) is what each event is held against; 0 = none yet, nothing is late then.
+    """
+    # Later than two days before the retention's end nothing can be late, whatever the zone.
+    surely = (retention.buckets["1d"] - 2) * _DAY_MS
+    if not len(events) or int(events.event_time_ms.min()) >= int(watermark_ms.max()) - surely:
+        return events, np.empty(0, dtype=np.int64)
+    calendar = retention.calendar
+    locations = [events.series[s][1] for s in events.series_index.tolist()] if calendar.by_location else ()
+    oldest = retention.oldest_kept_at("1d", watermark_ms, locations)
+    late = (watermark_ms > 0) & (calendar.buckets("1d", events.event_time_ms, locations) < oldest)
     return events.take(~late), events.row[late]
 
 
@@ -76,53 +101,56 @@ def plan_batch(decoded: Decoded, view: LaneView, retention: Retention, watermark
     """Plan one atomic step from decoded records without late events. An event corrects every frequency whose bucket
     still stands, and leaves the others alone."""
     events = decoded.events
-    series_ids = [item_id_of(product, location) for product, location in events.series]
+    used = np.unique(events.series_index)
+    if len(used) < len(events.series):  # late events and copies have left series without events
+        series_index = np.searchsorted(used, events.series_index)
+        series = tuple(events.series[s] for s in used.tolist())
+        events = dataclasses.replace(events, series=series, series_index=series_index)
+    ids = [item_id_of(product, location) for product, location in events.series]
+    locations = [location for _, location in events.series]
+    oldest = {freq: retention.oldest_kept(freq, watermark_ms, locations) for freq in STORED_FREQS}
+    sums = [_standing(deltas, oldest) for deltas in aggregate(events, STORED_FREQS, retention.calendar)]
     products = _new_product_states(decoded, view.products)
-    items = _new_items(events, series_ids, view.items)
+    ordered, items = _ordered_items(events, ids, view.items)
     return Plan(
-        sums=_sums(events, series_ids, retention, watermark_ms),
+        series=ids,
+        sums=[deltas for deltas in sums if len(deltas.series)],
+        oldest_kept=oldest,
         items=items,
         products=products,
-        touched=_touched(events, items, products, view),
+        touched=_touched(events, ordered, products, view),
     )
 
 
-def _sums(
-    events: EventBatch, series_ids: Sequence[str], retention: Retention, watermark_ms: int | None
-) -> list[SeriesSums]:
-    locations = [location for _, location in events.series]
-    out = []
-    for freq in STORED_FREQS:
-        deltas = aggregate(events, freq, retention.calendar)
-        oldest = retention.oldest_kept(freq, watermark_ms, locations)
-        stands = np.flatnonzero(deltas.bucket >= oldest[deltas.series])
-        table = np.column_stack([deltas.bucket, deltas.values])[stands].tolist()
-        rows_of: dict[int, list[list[int]]] = {}
-        for series, row in zip(deltas.series[stands].tolist(), table, strict=True):
-            rows_of.setdefault(series, []).append(row)
-        for series, rows in rows_of.items():
-            # Before the first watermark nothing is old, and Redis' doubles could not hold int64's minimum.
-            kept = int(oldest[series]) if watermark_ms is not None else 0
-            out.append(SeriesSums(freq, series_ids[series], kept, retention.buckets[freq] + 1, rows))
-    return out
+def _standing(deltas: Deltas, oldest_kept: Mapping[str, NDArray[np.int64]]) -> Deltas:
+    stands = deltas.bucket >= oldest_kept[deltas.freq][deltas.series]
+    if stands.all():
+        return deltas
+    return deltas._replace(series=deltas.series[stands], bucket=deltas.bucket[stands], values=deltas.values[stands])
 
 
-def _new_items(events: EventBatch, series_ids: Sequence[str], known: Mapping[str, Item]) -> dict[str, Item]:
-    orders = np.isin(events.action, _ORDER_ACTIONS)
+def _ordered_items(
+    events: EventBatch, ids: Sequence[str], known: Mapping[str, Item]
+) -> tuple[list[str], dict[str, Item]]:
+    """Items with order lines, and those of them of which something new is known."""
+    orders = np.isin(events.action, ORDER_ACTIONS)
     series, times = events.series_index[orders], events.event_time_ms[orders]
-    first = np.full(len(series_ids), np.iinfo(np.int64).max)
-    last = np.full(len(series_ids), np.iinfo(np.int64).min)
+    first = np.full(len(ids), np.iinfo(np.int64).max)
+    last = np.full(len(ids), np.iinfo(np.int64).min)
     np.minimum.at(first, series, times)
-    np.maximum.at(last, series, times)
-    out = {}
+    np.maximum.at(last, series, times // _HOUR_MS * _HOUR_MS)
+    ordered, changed = [], {}
+    first_ms, last_ms = first.tolist(), last.tolist()
     for s in np.unique(series).tolist():
-        item_id, (product_id, location_id) = series_ids[s], events.series[s]
-        first_ms, last_ms = int(first[s]), int(last[s])
+        item_id, (product_id, location_id) = ids[s], events.series[s]
+        ordered.append(item_id)
         old = known.get(item_id)
-        if old is not None:
-            first_ms, last_ms = min(first_ms, old.first_event_ms), max(last_ms, old.last_event_ms)
-        out[item_id] = Item(item_id, product_id, location_id, first_ms, last_ms)
-    return out
+        if old is None:
+            changed[item_id] = Item(item_id, product_id, location_id, first_ms[s], last_ms[s])
+        elif first_ms[s] < old.first_event_ms or last_ms[s] > old.last_event_ms:
+            begin, end = min(first_ms[s], old.first_event_ms), max(last_ms[s], old.last_event_ms)
+            changed[item_id] = Item(item_id, product_id, location_id, begin, end)
+    return ordered, changed
 
 
 def _new_product_states(decoded: Decoded, known: Mapping[str, ProductState]) -> dict[str, ProductState]:
@@ -165,10 +193,10 @@ def _after_product(state: ProductState, event: ProductEvent) -> ProductState:
     )
 
 
-def _touched(events: EventBatch, items: Mapping[str, Item], products: Iterable[str], view: LaneView) -> list[str]:
+def _touched(events: EventBatch, ordered: Iterable[str], products: Iterable[str], view: LaneView) -> list[str]:
     """Items whose inputs changed: those with orders, and every item of a product with clicks, reviews or new state."""
-    touched = dict.fromkeys(items)
-    product_level = ~np.isin(events.action, _ORDER_ACTIONS)
+    touched = dict.fromkeys(ordered)
+    product_level = ~np.isin(events.action, ORDER_ACTIONS)
     changed = {events.series[s][0] for s in np.unique(events.series_index[product_level]).tolist()} | set(products)
     for product_id in sorted(changed):
         touched.update(dict.fromkeys(view.items_of_product.get(product_id, ())))

@@ -1,7 +1,7 @@
 """Training and evaluation windows, cut from a history of events exactly as the worker would have seen them.
 
-Inputs come from `features.aggregate` and `inputs.build_inputs`, the functions behind live forecasts; only the choice of
-cutoff and items is made here. Everything is a pure function of the history and a seeded generator.
+Inputs come from `features.bucket_rows` and `inputs.build_inputs`, the functions behind live forecasts; only the choice
+of cutoff and items is made here. Everything is a pure function of the history and a seeded generator.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from feature_store.calendar_time import ShopCalendar, bucket_of, bucket_start_ms
 from feature_store.events import Action, CalendarEntry, EventBatch, item_id_of
-from feature_store.features import FEATURE_INDEX, UNITS_PER_ONE, BucketRows, aggregate
+from feature_store.features import FEATURE_INDEX, UNITS_PER_ONE, BucketRows, bucket_rows
 from feature_store.items import NO_PRODUCT_STATE, Item, ProductState
 from forecaster.contract import WINDOWS
 from forecaster.inputs import ModelInputs, Subject, build_inputs
@@ -67,8 +67,8 @@ class History:
         self.order_times = self.batch.event_time_ms[lines]
         self.order_series = self.batch.series_index[lines]
         self._order_key = np.sort((self.order_series << _TIME_BITS) + self.order_times)
-        self._rows = {freq: aggregate(self.batch, freq, calendar) for freq in ("1h", "1d")}
-        self._row_keys = {freq: (rows.series << _BUCKET_BITS) + rows.bucket for freq, rows in self._rows.items()}
+        self._rows = {freq: bucket_rows(self.batch, freq, calendar) for freq in ("1h", "1d")}
+        self._row_keys = {freq: (rows.item << _BUCKET_BITS) + rows.bucket for freq, rows in self._rows.items()}
 
     @property
     def start_ms(self) -> int:
@@ -140,11 +140,11 @@ class History:
     def _running_rows(self, freq: str, series: NDArray[np.int64], start_ms: int, cutoff_ms: int) -> BucketRows:
         """The running bucket up to the cutoff: stored rows hold its whole, so it is summed anew from its events."""
         first, last = np.searchsorted(self.batch.event_time_ms, [start_ms, cutoff_ms]).tolist()
-        deltas = aggregate(_at(self.batch, slice(first, last)), freq, self.calendar)
+        rows = bucket_rows(_at(self.batch, slice(first, last)), freq, self.calendar)
         place = np.full(len(self.item_ids), -1, dtype=np.int64)
         place[series] = np.arange(len(series))
-        asked = place[deltas.series] >= 0
-        return BucketRows(place[deltas.series[asked]], deltas.bucket[asked], deltas.values[asked])
+        asked = place[rows.item] >= 0
+        return BucketRows(place[rows.item[asked]], rows.bucket[asked], rows.values[asked])
 
     def _targets(
         self, freq: str, series: NDArray[np.int64], running: int, edges: NDArray[np.int64], open_rows: BucketRows

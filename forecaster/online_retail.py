@@ -99,7 +99,7 @@ class OrderLines:
         )
 
     def batch(self) -> EventBatch:
-        """The lines as the columns that `features.aggregate` reads; series are (product_id, "")."""
+        """The lines as the columns that `features.bucket_rows` reads; series are (product_id, "")."""
         lines = len(self)
         return EventBatch(
             row=np.arange(lines, dtype=np.int64),

@@ -7,17 +7,15 @@ from typing import Any
 import msgspec
 import pytest
 
+from feature_store.decoding import DecodeLimits, decode, decode_global_calendar
 from feature_store.events import (
     EVENT_CLASSES,
     Action,
     CalendarEntry,
     CalendarEvent,
-    DecodeLimits,
     GlobalCalendarEvent,
     ProductEvent,
     StockEvent,
-    decode,
-    decode_global_calendar,
 )
 from worker.schemas import PUBLISHED, ClockTick, Forecast, ForecastStep
 
@@ -51,7 +49,7 @@ def test_counted_events_decode_as_ever(
     rating: int,
     one_off: bool,
 ) -> None:
-    decoded = decode([name.partition("_")[0]], [(GOLDEN / f"{name}.json").read_bytes()], [b"mug"], LIMITS)
+    decoded = decode(name.partition("_")[0], [(GOLDEN / f"{name}.json").read_bytes()], [b"mug"], LIMITS)
     assert decoded.rejects == []
     events = decoded.events
     assert events.series == (series,)
@@ -80,7 +78,7 @@ UNSAID = CalendarEntry(1710800000000, 1710900000000, "", None, None, None, None)
     ],
 )
 def test_state_messages_decode_as_ever(name: str, expected: Any) -> None:
-    decoded = decode([name.partition("_")[0]], [(GOLDEN / f"{name}.json").read_bytes()], [b"mug"], LIMITS)
+    decoded = decode(name.partition("_")[0], [(GOLDEN / f"{name}.json").read_bytes()], [b"mug"], LIMITS)
     assert [event for _, event in decoded.states] == [expected]
 
 

@@ -22,25 +22,26 @@ import prometheus_client
 from faust.app.base import BootStrategy
 from mode import Service
 
-from feature_store.events import COMPACTED, DecodeLimits
+from feature_store.decoding import DecodeLimits
 from feature_store.plan import Retention
 from feature_store.store import FeatureStore, StoreClosedError
 from forecaster.inputs import ModelInputs
 from worker import metrics
+from worker.aside import Message
 from worker.errors import ForecastUnavailableError, TopicError
 from worker.forecast_client import ForecastClient, ForecastReply
 from worker.global_calendar import GlobalCalendar
-from worker.lane import LaneRules, Message
 from worker.lane_keeper import LaneKeeper
+from worker.lane_state import LaneRules
+from worker.record_fetcher import RecordBatch
 from worker.scheduler import ForecastRules, Scheduler
-from worker.settings import Settings, stored_freq
+from worker.settings import Settings, stored_buckets, stored_freq
 from worker.topics import ASIDE_BYTES, ensure_topics, kafka_client_config
 from worker.transport import (
     RETRIABLE_SEND_ERRORS,
     BatchConsumer,
     BatchSchema,
     BatchTransport,
-    RecordBatch,
     murmur2_partition,
     send_batch,
 )
@@ -98,7 +99,10 @@ class Worker(Service):  # type: ignore[misc]
         )
         consumer.batch_topics = frozenset(self.topics)
         consumer.on_seek = self._lanes.reassign
-        consumer.fetch_max_wait_ms = settings.kafka_fetch_max_wait_ms
+        consumer.fetcher_config = kafka_client_config(settings) | {
+            "group.id": f"{settings.namespace}.fetcher",  # librdkafka insists on one; nothing is joined or committed
+            "fetch.wait.max.ms": settings.kafka_fetch_max_wait_ms,
+        }
         self._connected = True
         if not self._replaying:
             self._forecasting.append(asyncio.create_task(self._forecast_forever()))
@@ -143,8 +147,8 @@ class Worker(Service):  # type: ignore[misc]
         self._joined = True
 
     async def on_batch(self, batch: RecordBatch) -> None:
-        """Called by the agents: leave the batch with the lane of its partition, waiting while that one has plenty."""
-        await self._lanes.offer(batch)
+        """Called by the agents: leave the batch with the lane of its partition."""
+        self._lanes.offer(batch)
 
     # -- forecasts ------------------------------------------------------------------------------------------------
 
@@ -179,7 +183,6 @@ class Worker(Service):  # type: ignore[misc]
         count = settings.partition_count
         return LaneRules(
             sources=settings.input_topics,
-            compacted=frozenset(topic for topic, source in settings.input_topics.items() if source in COMPACTED),
             clock_topic=settings.topic_clock if self._replaying else "",
             retention=Retention(settings.shop_calendar(), settings.retention),
             forecast_freqs=settings.forecast_freqs,
@@ -188,6 +191,7 @@ class Worker(Service):  # type: ignore[misc]
                 max_message_bytes=settings.max_message_bytes,
                 partition_of=lambda product_id: murmur2_partition(product_id, count),
             ),
+            dedup_window_ms=settings.dedup_window_ms,
             out_of_orderness_ms=settings.out_of_orderness_ms,
             max_future_ms=settings.max_future_ms,
             live_days=settings.live_days,
@@ -202,6 +206,7 @@ class Worker(Service):  # type: ignore[misc]
             topic=settings.topic_forecasts,
             freqs=settings.forecast_freqs,
             stored_freq={freq: stored_freq(freq) for freq in settings.forecast_freqs},
+            stored_buckets={freq: stored_buckets(freq) for freq in settings.forecast_freqs},
             prediction_length={freq: settings.prediction_length(freq) for freq in settings.forecast_freqs},
             calendar=settings.shop_calendar(),
             global_entries=self._calendar.entries,
@@ -241,7 +246,6 @@ def create_app(settings: Settings, data: Path) -> faust.App:
         broker_credentials=_credentials(settings),
         broker_session_timeout=settings.kafka_session_timeout_s,
         broker_heartbeat_interval=settings.kafka_session_timeout_s / 3,
-        broker_max_poll_records=5000,
         broker_commit_interval=1.0,
         stream_buffer_maxsize=8,  # counts batches
         stream_wait_empty=False,  # lanes do their own draining
@@ -277,10 +281,11 @@ def create_app(settings: Settings, data: Path) -> faust.App:
 
 def _add_agent(app: faust.App, topic: str, on_batch: Callable[[RecordBatch], Awaitable[None]]) -> None:
     async def agent(stream: Any) -> None:
-        async for batch in stream.noack():
+        async for batch in stream:
             await on_batch(batch)
 
-    channel = app.topic(topic, schema=BatchSchema(), acks=True)
+    # Without Faust's acknowledgements: what may be committed is what lanes report as applied.
+    channel = app.topic(topic, schema=BatchSchema(), acks=False)
     app.agent(channel, name=f"worker.agent.{topic}", concurrency=1)(agent)
 
 

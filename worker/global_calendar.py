@@ -8,7 +8,8 @@ from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
 
-from feature_store.events import CalendarEntry, decode_global_calendar
+from feature_store.decoding import decode_global_calendar
+from feature_store.events import CalendarEntry
 
 logger = logging.getLogger(__name__)
 

@@ -1,43 +1,41 @@
 """Lane: the one serial owner of a partition. All writes to its features and all forecasts of its items go through it.
 
-Live, a lane applies each topic's batches as they come. In replay (`clock = event`) it holds records back until a tick
-of the clock topic names them, applies exactly those in (timestamp, topic, offset) order, lets the forecasts that are
-due be made, and only then goes on to the next tick.
+Live, a lane applies each topic's records as they come. In replay (`clock = event`) it holds records back until a tick
+of the clock topic names them, applies exactly those, each topic's in offset order, lets the forecasts that are due be
+made, and only then goes on to the next tick.
 """
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_store.calendar_time import bucket_of
-from feature_store.events import Decoded, DecodeLimits, Reason, Reject, decode, item_id_of
-from feature_store.features import BucketRows, pool_product_rows
-from feature_store.items import NO_PRODUCT_STATE, Item, ProductState
-from feature_store.layout import MAX_KEYS, STORED_FREQS, ForecastSummary
-from feature_store.plan import LaneView, Plan, Retention, plan_batch, split_late
-from feature_store.store import Batch, Claim, Done, FeatureStore, Heads, SumOverflowError
+from feature_store.decoding import Decoded, Reason, Reject, decode, join_decoded
+from feature_store.duplicates import drop_repeats, ids_to_remember, without_ids
+from feature_store.events import EventBatch
+from feature_store.layout import MAX_KEYS, EventIds
+from feature_store.plan import LaneView, Plan, plan_batch, split_late, watermarks
+from feature_store.store import Batch, Claim, DuplicateEventsError, FeatureStore, SumOverflowError
 from worker import metrics
+from worker.aside import letters
 from worker.held_records import ClosedError, HeldRecords
+from worker.lane_state import LaneRules, LaneState
+from worker.records import Records
 from worker.reject_watch import RejectWatch
 from worker.schemas import ClockTick
 
 logger = logging.getLogger(__name__)
 
-_DAY_MS = 86_400_000
-_IDLE_AFTER_MS = 2_000  # a live lane without records for this long is caught up, and follows the clock again
-_MAX_READ_SERIES = MAX_KEYS - 2
-_MOST_SUMS = MAX_KEYS - 16  # room for the keys that every script touches
-_MOST_PRODUCTS = _MOST_SUMS // len(STORED_FREQS)
+_OTHER_KEYS = 64  # room for the keys that a script touches beside those of series
+_MOST_SERIES = MAX_KEYS - _OTHER_KEYS
 
 
 class GapError(Exception):
@@ -48,61 +46,23 @@ class GapError(Exception):
         self.position = position
 
 
-class Record(NamedTuple):
-    """One Kafka record."""
+@dataclass
+class _Part:
+    """Records of one topic in a step, and what became of them."""
 
-    topic: str
-    offset: int
-    timestamp_ms: int
-    key: bytes | None
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes]]
+    records: Records
+    source: str
+    decoded: Decoded
+    late_rows: NDArray[np.int64]
+    duplicates: int = 0
 
-
-class Message(NamedTuple):
-    """One record to send."""
-
-    key: bytes | None
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes]] = ()
+    def keep(self, events: EventBatch) -> None:
+        """Go on without the events that are missing here: they were counted before."""
+        self.duplicates += len(self.decoded.events) - len(events)
+        self.decoded = self.decoded._replace(events=events)
 
 
-# topic, partition, messages -> returns when Kafka has acknowledged them all
-Send = Callable[[str, int, Sequence[Message]], Awaitable[None]]
-
-
-@dataclass(frozen=True)
-class LaneRules:
-    """What all lanes of a worker have in common."""
-
-    sources: Mapping[str, str]  # source by input topic
-    compacted: frozenset[str]  # topics in which offsets may be missing
-    clock_topic: str  # empty = live
-    retention: Retention
-    forecast_freqs: tuple[str, ...]
-    limits: DecodeLimits  # partition and max_event_time_ms are filled in batch by batch
-    out_of_orderness_ms: int
-    max_future_ms: int
-    live_days: int
-    max_reject_share: float
-    reject_window: int
-    send: Send
-    now_ms: Callable[[], int] = field(default=lambda: time.time_ns() // 1_000_000)
-
-
-class LaneRead(NamedTuple):
-    """What forecasts of some items start from."""
-
-    cutoff_ms: int
-    positions: dict[str, int]
-    feature_age_ms: dict[str, int]
-    subjects: list[tuple[Item, ProductState]]
-    revisions: list[int]
-    marks: list[int | None]
-    rows: BucketRows
-
-
-class Lane:
+class Lane(LaneState):
     """See the module. Raises FencedError and BehindError of the store to its caller, who claims anew."""
 
     def __init__(
@@ -113,48 +73,33 @@ class Lane:
         *,
         on_tick: Callable[[Lane], Awaitable[None]] | None = None,
     ) -> None:
-        self.partition = claim.partition
-        self.claim = claim
-        self._store = store
-        self._rules = rules
+        super().__init__(store, claim, rules)
         self._on_tick = on_tick
-        self._lock = asyncio.Lock()
         self._items_of_product: dict[str, list[str]] = {}
         for item in claim.items.values():
             self._items_of_product.setdefault(item.product_id, []).append(item.item_id)
-        self._held: HeldRecords[Record] = HeldRecords(rules.sources)
-        self._gaps: dict[str, int] = {}  # by topic the position at which a gap was seen once
-        self._stale: dict[str, tuple[dict[str, int], list[str]]] = {}
+        self._held = HeldRecords(rules.sources)
         self._reject_watch = RejectWatch(rules.max_reject_share, rules.reject_window)
-        newest = claim.newest
-        self._clock_ms = newest.get("clock", 0) if rules.clock_topic else max(newest.values(), default=0)
-        self._last_record_ms = rules.now_ms()
-        self.closed = False
 
-    # -- records in -----------------------------------------------------------------------------------------------
-
-    async def handle(self, records: Sequence[Record]) -> None:
-        """Take one topic's batch in. Live: returns when it is in the features. Replay: it waits for its tick."""
-        topic = records[0].topic
+    async def handle(self, records: Records) -> None:
+        """Take one topic's records in. Live: returns when they are in the features. Replay: they wait for a tick."""
         started = time.perf_counter()
         if self._rules.clock_topic:
-            if topic == self._rules.clock_topic:
+            if records.topic == self._rules.clock_topic:
                 async with self._lock:
-                    for record in records:
+                    for offset, value in zip(records.offsets, records.values, strict=True):
                         self._raise_if_closed()
-                        await self._tick(record)
+                        await self._tick(offset, value)
             else:
-                await self._hold(topic, records)
+                position = self._held.next_offset(records.topic) or self.claim.positions.get(records.topic, 0)
+                await self._held.hold(self._not_yet_seen(records, position))
             return
         async with self._lock:
             self._raise_if_closed()
-            for step in _steps(self._not_yet_applied(records)):
-                await self._apply(step, self._rules.now_ms())
+            fresh = self._not_yet_seen(records, self.claim.positions.get(records.topic, 0))
+            for step in _steps(fresh):
+                await self._apply([step], self._rules.now_ms())
         metrics.BATCH_SECONDS.observe(time.perf_counter() - started)
-
-    async def _hold(self, topic: str, records: Sequence[Record]) -> None:
-        position = self._held.next_offset(topic) or self.claim.positions.get(topic, 0)
-        await self._held.hold(topic, self._from(topic, position, records))
 
     def close(self) -> None:
         """Let whoever waits inside the lane go. What is under way in Redis ends by itself; a new owner fences it."""
@@ -165,133 +110,167 @@ class Lane:
         if self.closed:
             raise ClosedError(f"partition {self.partition} is no longer run here")
 
-    def _not_yet_applied(self, records: Sequence[Record]) -> list[Record]:
-        topic = records[0].topic
-        return self._from(topic, self.claim.positions.get(topic, 0), records)
+    def _not_yet_seen(self, records: Records, position: int) -> Records:
+        """The records from `position` on. Reports offsets that Kafka has deleted before they were counted.
 
-    def _from(self, topic: str, position: int, records: Sequence[Record]) -> list[Record]:
-        """The records from `position` on. Where none was counted yet or compaction left holes, they may start later."""
-        fresh = [record for record in records if record.offset >= position]
-        may_begin_later = position == 0 or topic in self._rules.compacted
-        if fresh and fresh[0].offset > position and not may_begin_later:
-            self._judge_gap(topic, position, fresh[0].offset)
+        Raises:
+            GapError: the reader has left records out.
+        """
+        fresh = records.from_offset(position)
+        if position and fresh.start > position:
+            raise GapError(records.topic, position)
+        lost = min(records.log_start, fresh.offsets[0]) - position if position and len(fresh) else 0
+        if lost > 0:
+            metrics.LOST.labels(self._rules.sources[records.topic]).inc(lost)
+            logger.error(
+                "%s partition %d: offsets %d to %d are no longer held by Kafka; their events are not in the features",
+                *(records.topic, self.partition, position, position + lost - 1),
+            )
         return fresh
 
-    def _judge_gap(self, topic: str, position: int, found: int) -> None:
-        """Seen once, a gap may be the reader's fault: have it read again. Seen twice, Kafka no longer holds them."""
-        if self._gaps.get(topic) != position:
-            self._gaps[topic] = position
-            raise GapError(topic, position)
-        metrics.LOST.labels(self._rules.sources[topic]).inc(found - position)
-        logger.error(
-            "%s partition %d: offsets %d to %d are no longer held by Kafka; their events are not in the features",
-            *(topic, self.partition, position, found - 1),
-        )
-
-    async def _tick(self, record: Record) -> None:
+    async def _tick(self, offset: int, value: bytes | None) -> None:
         """One tick of a replay's clock.
 
         1. Wait for the records it names.
-        2. Apply them in (timestamp, topic, offset) order, in one step where the limits of a script allow.
+        2. Apply them in one step, or in several where the limits of a script demand it.
         3. Move the clock, have the forecasts that are due made.
         4. Move past the tick itself.
         """
         clock_topic = self._rules.clock_topic
-        if record.offset < self.claim.positions.get(clock_topic, 0) or record.value is None:
+        if offset < self.claim.positions.get(clock_topic, 0) or value is None:
             return
-        tick = msgspec.json.decode(record.value, type=ClockTick)
-        due: list[tuple[int, str, int, Record]] = []
-        for topic, next_offset in tick.next_offsets.items():  # 1
-            latest_ms = 0  # of the topic so far: a record that is out of order must not overtake those before it
-            for held in await self._held.take(topic, self.claim.positions.get(topic, 0), next_offset):
-                latest_ms = max(latest_ms, held.timestamp_ms)
-                due.append((latest_ms, topic, held.offset, held))
-        due.sort(key=lambda entry: entry[:3])  # 2
-        await self._apply([held for _, _, _, held in due], tick.event_time)
+        tick = msgspec.json.decode(value, type=ClockTick)
+        due = []
+        for topic, next_offset in sorted(tick.next_offsets.items()):  # 1
+            records = await self._held.take(topic, self.claim.positions.get(topic, 0), next_offset)
+            if records is not None:
+                due.append(records)
+        if due:
+            await self._apply(due, tick.event_time)  # 2
         self._clock_ms = max(self._clock_ms, tick.event_time)  # 3
         if self._on_tick is not None:
             await self._on_tick(self)
         before = self.claim.positions.get(clock_topic, -1)  # 4
-        step = Batch({clock_topic: (before, record.offset + 1)}, {"clock": tick.event_time}, {}, {}, [], [])
-        await self._store.apply(self.claim, step)
-        self.claim.positions[clock_topic] = record.offset + 1
+        await self._store.apply(self.claim, Batch({clock_topic: (before, offset + 1)}, {"clock": tick.event_time}))
+        self.claim.positions[clock_topic] = offset + 1
 
-    async def _apply(self, records: Sequence[Record], now_ms: int) -> None:
+    async def _apply(self, topics: Sequence[Records], now_ms: int) -> None:
         """Records to features, all or nothing. Events far ahead of `now_ms` are rejected.
 
-        1. Decode; part the late from the rest.
-        2. Plan; halve the batch if one script could not touch all its keys.
+        1. Decode; part the late from the rest, and drop what came twice.
+        2. Plan; halve the step if one script could not touch all its keys.
         3. Have Kafka acknowledge dead letters and late events, before any position moves past them.
-        4. Apply in Redis, then to the copy in memory. Halve the batch where a sum would no longer be exact, until the
-           record that causes it is alone, and reject that one.
+        4. Apply in Redis, then to the copy in memory. Events that Redis knows by their id are dropped, and the rest is
+           planned again. Where a sum would no longer be exact the step is halved, until the record that causes it is
+           alone; that one is rejected.
         """
-        if not records:
-            return
-        decoded = self._decode(records, now_ms)  # 1
         watermark_ms = self.watermark_ms()
-        events, late = split_late(decoded.events, self._rules.retention, watermark_ms)
-        decoded = decoded._replace(events=events)
-        plan = plan_batch(decoded, self._view(), self._rules.retention, watermark_ms)  # 2
-        if len(plan.sums) > _MOST_SUMS:
-            await self._apply_halves(records, now_ms)
-            return
-        await self._send_aside(records, decoded.rejects, late)  # 3
-        batch = self._batch(records, decoded, plan, now_ms)
-        try:
-            sequence = await self._store.apply(self.claim, batch)  # 4
-        except SumOverflowError as error:
-            if len(records) > 1:
-                await self._apply_halves(records, now_ms)
+        parts = [self._decode(records, now_ms, watermark_ms) for records in topics]  # 1
+        set_aside = False
+        while True:
+            plan = self._plan(parts, watermark_ms)  # 2
+            ids = self._ids(parts, watermark_ms)
+            if len(plan.series) + 3 * len(ids) > _MOST_SERIES and sum(map(len, topics)) > 1:
+                await self._apply_halves(topics, now_ms)
                 return
-            decoded = decoded._replace(rejects=[Reject(0, Reason.OUT_OF_RANGE, str(error))])
-            await self._send_aside(records, decoded.rejects, late)
-            batch = Batch(batch.positions, {}, {}, {}, [], [])
-            sequence = await self._store.apply(self.claim, batch)
+            if not set_aside:
+                await self._set_aside(parts)  # 3
+                set_aside = True
+            batch = self._batch(parts, plan, ids, watermark_ms, now_ms)
+            try:
+                sequence = await self._store.apply(self.claim, batch)  # 4
+            except DuplicateEventsError as found:
+                for part in parts:
+                    part.keep(without_ids(part.decoded.events, found.ids.get(part.source, set())))
+            except SumOverflowError as error:
+                if sum(map(len, topics)) > 1:
+                    await self._apply_halves(topics, now_ms)
+                    return
+                parts = [_rejected(parts[0], str(error))]
+                set_aside = False
+            else:
+                break
         self._remember(batch, sequence)
-        self._count(records, decoded.rejects, late)
+        self._count(parts)
 
-    async def _apply_halves(self, records: Sequence[Record], now_ms: int) -> None:
-        half = len(records) // 2
-        await self._apply(records[:half], now_ms)
-        await self._apply(records[half:], now_ms)
+    async def _apply_halves(self, topics: Sequence[Records], now_ms: int) -> None:
+        if len(topics) > 1:
+            halves: Sequence[Sequence[Records]] = [topics[:1], topics[1:]]
+        else:
+            middle = len(topics[0]) // 2
+            halves = [[topics[0].part(0, middle)], [topics[0].part(middle, len(topics[0]))]]
+        for half in halves:
+            await self._apply(half, now_ms)
 
-    def _decode(self, records: Sequence[Record], now_ms: int) -> Decoded:
+    def _decode(self, records: Records, now_ms: int, watermark_ms: int | None) -> _Part:
+        rules = self._rules
+        source = rules.sources[records.topic]
         limits = dataclasses.replace(
-            self._rules.limits, partition=self.partition, max_event_time_ms=now_ms + self._rules.max_future_ms
+            rules.limits, partition=self.partition, max_event_time_ms=now_ms + rules.max_future_ms
         )
-        sources = [self._rules.sources[record.topic] for record in records]
-        return decode(sources, [r.value for r in records], [r.key for r in records], limits)
+        decoded = decode(source, records.values, records.keys, limits)
+        newest_ms = 0 if rules.clock_topic else now_ms  # in replay only the clock moves the watermark
+        stood = watermarks(
+            decoded.events, watermark_ms, newest_ms=newest_ms, out_of_orderness_ms=rules.out_of_orderness_ms
+        )
+        events, late_rows = split_late(decoded.events, rules.retention, stood)
+        part = _Part(records, source, decoded._replace(events=events), late_rows)
+        window_ms = rules.dedup_window_ms.get(source, 0)
+        if window_ms:
+            part.keep(drop_repeats(events, window_ms))
+        return part
 
-    async def _send_aside(self, records: Sequence[Record], rejects: Sequence[Reject], late: NDArray[np.int64]) -> None:
-        """Dead letters and late events, as they came, with headers that say where from and why."""
-        aside = [(reject.row, "dlq", reject.reason.value, reject.detail) for reject in rejects]
-        aside += [(row, "late", "late", "its day is older than what is retained") for row in late.tolist()]
-        letters: dict[str, list[Message]] = {}
-        for row, kind, reason, detail in aside:
-            record = records[row]
-            headers = [
-                *record.headers,
-                ("shelfcast.topic", record.topic.encode()),
-                ("shelfcast.partition", str(self.partition).encode()),
-                ("shelfcast.offset", str(record.offset).encode()),
-                ("shelfcast.reason", reason.encode()),
-                ("shelfcast.detail", detail.encode()),
-            ]
-            letters.setdefault(f"{record.topic}.{kind}", []).append(Message(record.key, record.value, headers))
-        for topic, messages in letters.items():
-            await self._rules.send(topic, self.partition, messages)
+    def _plan(self, parts: Sequence[_Part], watermark_ms: int | None) -> Plan:
+        decoded = join_decoded([part.decoded for part in parts])
+        view = LaneView(self.claim.items, self._items_of_product, self.claim.products)
+        return plan_batch(decoded, view, self._rules.retention, watermark_ms)
 
-    def _batch(self, records: Sequence[Record], decoded: Decoded, plan: Plan, now_ms: int) -> Batch:
-        positions: dict[str, tuple[int, int]] = {}
-        for record in records:
-            before = self.claim.positions.get(record.topic, -1)
-            positions[record.topic] = (before, max(record.offset + 1, positions.get(record.topic, (0, 0))[1]))
-        newest: dict[str, int] = {}
-        events = decoded.events
-        for row, event_time in zip(events.row.tolist(), events.event_time_ms.tolist(), strict=True):
-            source = self._rules.sources[records[row].topic]
-            newest[source] = max(newest.get(source, self.claim.newest.get(source, 0)), min(event_time, now_ms))
-        return Batch(positions, newest, plan.items, plan.products, plan.touched, plan.sums)
+    def _ids(self, parts: Sequence[_Part], watermark_ms: int | None) -> list[EventIds]:
+        oldest = self._oldest_generations(watermark_ms)
+        return [
+            ids
+            for part in parts
+            if part.source in oldest
+            for ids in ids_to_remember(
+                part.decoded.events, part.source, self._rules.dedup_window_ms[part.source], oldest[part.source]
+            )
+        ]
+
+    def _oldest_generations(self, watermark_ms: int | None) -> dict[str, int]:
+        """By source that is de-duplicated the oldest generation whose ids may still be asked for."""
+        windows = {source: window for source, window in self._rules.dedup_window_ms.items() if window}
+        return {source: max((watermark_ms or 0) - window, 0) // window for source, window in windows.items()}
+
+    async def _set_aside(self, parts: Sequence[_Part]) -> None:
+        for part in parts:
+            rejects, late_rows = part.decoded.rejects, part.late_rows.tolist()
+            for topic, messages in letters(part.records, self.partition, rejects, late_rows).items():
+                await self._rules.send(topic, self.partition, messages)
+
+    def _batch(
+        self, parts: Sequence[_Part], plan: Plan, ids: Sequence[EventIds], watermark_ms: int | None, now_ms: int
+    ) -> Batch:
+        positions = {
+            part.records.topic: (self.claim.positions.get(part.records.topic, -1), part.records.next_offset)
+            for part in parts
+        }
+        newest = {
+            part.source: max(self.claim.newest.get(part.source, 0), min(int(times.max()), now_ms))
+            for part in parts
+            if len(times := part.decoded.events.event_time_ms)
+        }
+        return Batch(
+            positions=positions,
+            newest=newest,
+            items=plan.items,
+            products=plan.products,
+            dirty=plan.touched,
+            series=plan.series,
+            sums=plan.sums,
+            oldest_kept=plan.oldest_kept,
+            event_ids=ids,
+            oldest_generation=self._oldest_generations(watermark_ms),
+        )
 
     def _remember(self, batch: Batch, sequence: int) -> None:
         claim = self.claim
@@ -308,122 +287,38 @@ class Lane:
         if not self._rules.clock_topic:
             self._clock_ms = max(self._clock_ms, *batch.newest.values(), 0)
 
-    def _count(self, records: Sequence[Record], rejects: Sequence[Reject], late: NDArray[np.int64]) -> None:
+    def _count(self, parts: Sequence[_Part]) -> None:
         """Metrics, and the loud stop when most records can't be used."""
-        for reject in rejects:
-            source = self._rules.sources[records[reject.row].topic]
-            metrics.REJECTS.labels(source, reject.reason.value).inc()
-        for row in late.tolist():
-            metrics.LATE.labels(self._rules.sources[records[row].topic]).inc()
-        for source in {self._rules.sources[record.topic] for record in records}:
-            metrics.EVENTS.labels(source).inc(sum(self._rules.sources[r.topic] == source for r in records))
-        where = f"{records[0].topic} partition {self.partition}"
-        self._reject_watch.note(where, len(records), [reject.reason.value for reject in rejects])
-
-    # -- forecasts out --------------------------------------------------------------------------------------------
-
-    def clock_ms(self) -> int:
-        """Event time this lane has reached: the replay's clock, or live the newest event while records flow and the
-        wall clock while none do. Never goes back."""
-        if not self._rules.clock_topic:
-            now_ms = self._rules.now_ms()
-            if now_ms - self._last_record_ms >= _IDLE_AFTER_MS:
-                self._clock_ms = max(self._clock_ms, now_ms)
-        return self._clock_ms
-
-    def watermark_ms(self) -> int | None:
-        """Event time before which nothing more is expected; None before the first event."""
-        clock_ms = self.clock_ms()
-        return clock_ms - self._rules.out_of_orderness_ms if clock_ms else None
-
-    def touched(self, freq: str) -> list[str]:
-        """Items whose forecast is owed since an event touched them, oldest first."""
-        return list(self.claim.dirty[freq])
-
-    def stale(self, freq: str) -> list[str]:
-        """Live items whose last forecast was made in a bucket that has closed since."""
-        watermark_ms = self.watermark_ms()
-        if watermark_ms is None:
-            return []
-        running = {zone: int(bucket_of(freq, np.array([watermark_ms]), zone)[0]) for zone in self._zones()}
-        heads, zone = self.claim.heads[freq], self._rules.retention.calendar.zone
-        seen_running, candidates = self._stale.get(freq, ({}, []))
-        if running != seen_running:  # a bucket has closed: look at all items once, and from then on at what is left
-            oldest_ms = watermark_ms - self._rules.live_days * _DAY_MS
-            candidates = [item_id for item_id in heads if self.claim.items[item_id].last_event_ms >= oldest_ms]
-        left = [
-            item_id
-            for item_id in candidates
-            if item_id in heads and heads[item_id].running_bucket < running[zone(self.claim.items[item_id].location_id)]
-        ]
-        self._stale[freq] = (running, left)
-        return left
-
-    def is_delisted(self, item_id: str) -> bool:
-        """Whether the item's product has been withdrawn."""
-        return self.claim.products.get(self.claim.items[item_id].product_id, NO_PRODUCT_STATE).delisted
-
-    async def read(self, freq: str, stored: str, item_ids: Sequence[str]) -> LaneRead:
-        """Everything forecasts of the items start from, in one round trip for up to about a thousand items."""
-        items = [self.claim.items[item_id] for item_id in item_ids]
-        product_series = [(i, item_id_of(item.product_id, "")) for i, item in enumerate(items) if item.location_id]
-        series = [(stored, item_id) for item_id in item_ids] + [(stored, name) for _, name in product_series]
-        if len(series) > _MAX_READ_SERIES:
-            raise ValueError(f"{len(series)} series in one read, at most {_MAX_READ_SERIES}")
-        found = await self._store.read(self.claim, freq, item_ids, series)
-        # The newest event that the script saw may have been applied a moment after the lane's own clock was set.
-        cutoff_ms = self._clock_ms if self._rules.clock_topic else max(self.clock_ms(), *found.newest.values())
-        reader = np.array([*range(len(items)), *(i for i, _ in product_series)], dtype=np.int64)
-        is_own = found.rows.item < len(items)
-        rows = BucketRows(reader[found.rows.item], found.rows.bucket, found.rows.values)
-        return LaneRead(
-            cutoff_ms=cutoff_ms,
-            positions={topic: p for topic, p in found.positions.items() if topic in self._rules.sources},
-            feature_age_ms={s: max(cutoff_ms - ms, 0) for s, ms in found.newest.items() if s != "clock"},
-            subjects=[(item, self.claim.products.get(item.product_id, NO_PRODUCT_STATE)) for item in items],
-            revisions=[self.claim.heads[freq].get(item_id, Heads(0, 0)).revision for item_id in item_ids],
-            marks=found.marks,
-            rows=pool_product_rows(_where(rows, is_own), _where(rows, ~is_own), [bool(i.location_id) for i in items]),
-        )
-
-    async def send_forecasts(self, topic: str, freq: str, messages: Sequence[tuple[str, bytes | None]]) -> None:
-        """Send forecasts (item_id, message or None for a tombstone); returns when Kafka has acknowledged all."""
-        keyed = [Message(f"{item_id}|{freq}".encode(), value) for item_id, value in messages]
-        if keyed:
-            await self._rules.send(topic, self.partition, keyed)
-
-    async def forecasts_done(self, freq: str, done: Sequence[tuple[str, int | None, ForecastSummary | None]]) -> None:
-        """Store acknowledged forecasts and clear what is no longer owed."""
-        await self._store.forecasts_done(self.claim, freq, [Done(*entry) for entry in done])
-        dirty, heads = self.claim.dirty[freq], self.claim.heads[freq]
-        for item_id, mark, summary in done:
-            if mark is not None and dirty.get(item_id) == mark:
-                del dirty[item_id]
-            if summary is None:
-                heads.pop(item_id, None)
-            else:
-                heads[item_id] = Heads(summary.revision, summary.running_bucket)
-
-    def _view(self) -> LaneView:
-        return LaneView(self.claim.items, self._items_of_product, self.claim.products)
-
-    def _zones(self) -> set[str]:
-        calendar = self._rules.retention.calendar
-        return {calendar.time_zone, *calendar.by_location.values()}
+        for part in parts:
+            reasons = Counter(reject.reason.value for reject in part.decoded.rejects)
+            for reason, count in reasons.items():
+                metrics.REJECTS.labels(part.source, reason).inc(count)
+            metrics.LATE.labels(part.source).inc(len(part.late_rows))
+            metrics.DUPLICATES.labels(part.source).inc(part.duplicates)
+            metrics.EVENTS.labels(part.source).inc(len(part.records))
+            where = f"{part.records.topic} partition {self.partition}"
+            self._reject_watch.note(where, len(part.records), list(reasons.elements()))
 
 
-def _steps(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
-    """Cut records, before they are decoded, where one script could not touch the keys of all their products: a batch
+def _rejected(part: _Part, why: str) -> _Part:
+    """The one record of a part, rejected."""
+    nothing = part.decoded.events.take(np.zeros(len(part.decoded.events), dtype=np.bool_))
+    decoded = Decoded(nothing, [], [Reject(0, Reason.OUT_OF_RANGE, why)])
+    return dataclasses.replace(part, decoded=decoded)
+
+
+def _steps(records: Records) -> Iterator[Records]:
+    """Cut records, before they are decoded, where one script could not touch the keys of all their products: a step
     that is found too large afterwards is decoded twice."""
+    if not len(records):
+        return
+    if len(set(records.keys)) <= _MOST_SERIES:
+        yield records
+        return
     start, products = 0, set[bytes | None]()
-    for i, record in enumerate(records):
-        if record.key not in products and len(products) == _MOST_PRODUCTS:
-            yield records[start:i]
-            start, products = i, set()
-        products.add(record.key)
-    if start < len(records):
-        yield records[start:]
-
-
-def _where(rows: BucketRows, keep: NDArray[np.bool_]) -> BucketRows:
-    return BucketRows(rows.item[keep], rows.bucket[keep], rows.values[keep])
+    for row, key in enumerate(records.keys):
+        if key not in products and len(products) == _MOST_SERIES:
+            yield records.part(start, row)
+            start, products = row, set()
+        products.add(key)
+    yield records.part(start, len(records))

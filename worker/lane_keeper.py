@@ -15,11 +15,13 @@ from typing import Any, Protocol
 from feature_store.store import BehindError, FeatureStore, FencedError, StoreClosedError
 from worker import metrics
 from worker.held_records import ClosedError
-from worker.lane import GapError, Lane, LaneRules, Record
+from worker.lane import GapError, Lane
+from worker.lane_state import LaneRules
+from worker.records import Records, join
 
 logger = logging.getLogger(__name__)
 
-_QUEUED_BATCHES = 4  # fetched batches of one topic waiting in a lane; more only cost memory
+_MOST_AT_ONCE = 20_000  # records of a topic in one step: the more, the more of them fall into the same sums
 _RECLAIM_PAUSE_S = 1.0
 _STALE_EPOCH = -1
 
@@ -34,13 +36,14 @@ class Batch(Protocol):
     @property
     def epoch(self) -> int: ...
     @property
-    def records(self) -> Sequence[tuple[Any, ...]]: ...
+    def records(self) -> Records: ...
 
 
 class Reader(Protocol):
     """What the keeper asks of the consumer. Partitions are (topic, partition)."""
 
     def epoch(self, topic: str, partition: int) -> int: ...
+    def taken(self, batch: Any) -> None: ...
     def applied(self, topic: str, partition: int, position: int) -> None: ...
     async def seek_to(self, topic: str, partition: int, position: int | None) -> None: ...
     async def commit_now(self, offsets: Mapping[tuple[str, int], int]) -> bool: ...
@@ -74,11 +77,11 @@ class LaneKeeper:
         """Whether every partition assigned has its lane."""
         return self.assigned == set(self.lanes)
 
-    async def offer(self, batch: Batch) -> None:
-        """Wait for room in the lane's queue, then leave the batch there."""
+    def offer(self, batch: Batch) -> None:
+        """Leave the batch in its lane's queue. The reader bounds what is on its way, and is told what was taken."""
         queue = self._queues.get((batch.topic, batch.partition))
         if queue is not None:  # no lane: its partition is being claimed, and will be read from its stored position
-            await queue.put(batch)
+            queue.put_nowait(batch)
 
     async def reassign(self, assigned: set[tuple[str, int]]) -> None:
         """After a rebalance: all lanes end, those of the partitions assigned now begin from what stands in Redis."""
@@ -116,7 +119,7 @@ class LaneKeeper:
             metrics.CLAIMS.labels(reason).inc()
             lane = Lane(self._store, claim, self._rules, on_tick=self._on_tick)
             for topic in self._topics:  # 3
-                self._queues[topic, partition] = asyncio.Queue(_QUEUED_BATCHES)
+                self._queues[topic, partition] = asyncio.Queue()
                 await self._reader.seek_to(topic, partition, claim.positions.get(topic))
             self.lanes[partition] = lane
             metrics.LANES.set(len(self.lanes))
@@ -145,14 +148,16 @@ class LaneKeeper:
         queue = self._queues[topic, lane.partition]
         try:
             while not lane.closed:
-                batch = await queue.get()
-                if batch is None or batch.epoch != self._reader.epoch(topic, lane.partition):
+                batches = await self._next_batches(queue, topic, lane.partition)
+                if not batches:
                     continue
                 try:
-                    await lane.handle([Record(topic, *record) for record in batch.records])
+                    await lane.handle(join([batch.records for batch in batches]))
                 except GapError as gap:
                     await self._reader.seek_to(topic, lane.partition, gap.position)
                     continue
+                for batch in batches:
+                    self._reader.taken(batch)
                 self._reader.applied(topic, lane.partition, lane.claim.positions.get(topic, 0))
         except (FencedError, BehindError) as error:
             logger.warning("%s: the lane ends and is claimed anew", error)
@@ -163,6 +168,15 @@ class LaneKeeper:
             # Anything else is a bug or a refusal: the process ends loudly, with the batch unapplied.
             logger.error("%s partition %d: %s", topic, lane.partition, error)
             await self._crash(error)
+
+    async def _next_batches(self, queue: asyncio.Queue[Batch | None], topic: str, partition: int) -> list[Batch]:
+        """Wait for a batch, and take those behind it along. Stale ones are dropped: a seek has overtaken them."""
+        found, count = [await queue.get()], 0
+        while not queue.empty() and count < _MOST_AT_ONCE:
+            found.append(queue.get_nowait())
+            count = sum(len(batch.records) for batch in found if batch is not None)
+        epoch = self._reader.epoch(topic, partition)
+        return [batch for batch in found if batch is not None and batch.epoch == epoch]
 
     def lose(self, lane: Lane, reason: str) -> None:
         """End a lane that Redis no longer knows as the owner, and claim its partition anew."""
@@ -186,11 +200,9 @@ class LaneKeeper:
         return tasks
 
     def _let_go(self, partition: int) -> None:
-        """Wake the closed lane's tasks that wait for a batch, and an agent that waits for room in their queues."""
+        """Wake the closed lane's tasks that wait for a batch."""
         self._tasks.pop(partition, None)
         for topic in self._topics:
             queue = self._queues.pop((topic, partition), None)
             if queue is not None:
-                while not queue.empty():
-                    queue.get_nowait()
                 queue.put_nowait(None)

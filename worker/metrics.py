@@ -9,6 +9,12 @@ REJECTS = Counter("shelfcast_rejects", "Records sent to a dead-letter topic.", [
 LATE = Counter(
     "shelfcast_late", "Events older than what is retained, sent to a .late topic.", ["source"], registry=REGISTRY
 )
+DUPLICATES = Counter(
+    "shelfcast_duplicates",
+    "Events dropped since one with the same event_id was counted within the window.",
+    ["source"],
+    registry=REGISTRY,
+)
 LOST = Counter(
     "shelfcast_lost_offsets", "Offsets that Kafka no longer held when they were due.", ["source"], registry=REGISTRY
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -60,10 +61,11 @@ class Lane(Protocol):
 
     closed: bool
 
-    def touched(self, freq: str) -> list[str]: ...
+    def owed(self, freq: str) -> int: ...
+    def touched(self, freq: str, most: int | None = None) -> list[str]: ...
     def stale(self, freq: str) -> list[str]: ...
     def is_delisted(self, item_id: str) -> bool: ...
-    async def read(self, freq: str, stored: str, item_ids: Sequence[str]) -> LaneRead: ...
+    async def read(self, freq: str, stored: str, buckets: int, item_ids: Sequence[str]) -> LaneRead: ...
     async def send_forecasts(self, topic: str, freq: str, messages: Sequence[tuple[str, bytes | None]]) -> None: ...
     async def forecasts_done(
         self, freq: str, done: Sequence[tuple[str, int | None, ForecastSummary | None]]
@@ -86,6 +88,7 @@ class ForecastRules:
     topic: str
     freqs: tuple[str, ...]
     stored_freq: Mapping[str, str]
+    stored_buckets: Mapping[str, int]  # how many of them before the running one a forecast looks back on
     prediction_length: Mapping[str, int]
     calendar: ShopCalendar
     global_entries: Callable[[], Sequence[CalendarEntry]]
@@ -130,6 +133,7 @@ class Scheduler:
     def __init__(self, rules: ForecastRules) -> None:
         self._rules = rules
         self._degraded: dict[tuple[str, str], Lane] = {}  # (freq, item_id): owed again once the model is back
+        self._turns = itertools.count()
         self._refresh_allowance = 0.0
         self._refresh_since = 0.0
 
@@ -139,9 +143,11 @@ class Scheduler:
         return sum(await asyncio.gather(*(self._run_due(freq, lanes) for freq in self._rules.freqs)))
 
     async def _run_due(self, freq: str, lanes: Sequence[Lane]) -> int:
-        touched = [(lane, item_id) for lane in lanes for item_id in lane.touched(freq)]
-        metrics.OWED.labels(freq).set(len(touched))
-        batch = touched[: self._rules.batch_size]
+        metrics.OWED.labels(freq).set(sum(lane.owed(freq) for lane in lanes))
+        batch: list[tuple[Lane, str]] = []
+        turn = next(self._turns) % max(len(lanes), 1)
+        for lane in [*lanes[turn:], *lanes[:turn]]:  # in turn, so that one that always has plenty starves no other
+            batch += [(lane, item_id) for item_id in lane.touched(freq, self._rules.batch_size - len(batch))]
         room = min(self._rules.batch_size - len(batch), self._allowance())
         if room > 0:
             chosen = {item_id for _, item_id in batch}
@@ -204,13 +210,14 @@ class Scheduler:
 
     async def _withdraw_or_read(self, lane: Lane, freq: str, item_ids: Sequence[str]) -> tuple[Lane, LaneRead | None]:
         try:
-            read = await lane.read(freq, self._rules.stored_freq[freq], item_ids)
+            stored, buckets = self._rules.stored_freq[freq], self._rules.stored_buckets[freq]
+            read = await lane.read(freq, stored, buckets, item_ids)
             gone = [i for i, item_id in enumerate(item_ids) if lane.is_delisted(item_id)]
             if not gone:
                 return lane, read
             await self._withdraw(lane, freq, read, gone)
             kept = [item_id for i, item_id in enumerate(item_ids) if i not in set(gone)]
-            return lane, (await lane.read(freq, self._rules.stored_freq[freq], kept)) if kept else None
+            return lane, (await lane.read(freq, stored, buckets, kept)) if kept else None
         except (FencedError, BehindError) as error:
             logger.warning("forecasts of a lane are left to its next owner: %s", error)
             lane.closed = True
@@ -337,7 +344,6 @@ class _ForecastWriter:
             model_name=model.name,
             model_version=model.version,
             degraded=forecast.degraded,
-            bucket_start=edges[:-1],
             mean=means,
             q10=[row[_Q10] for row in quantiles],
             q50=[row[_Q50] for row in quantiles],

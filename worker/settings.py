@@ -92,6 +92,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     out_of_orderness_ms: Annotated[
         int, Meta(ge=0, description="milliseconds a bucket stays open after its end for events that come late")
     ] = 5_000
+    dedup_window_orders_ms: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="an order whose event_id came before, less than this of event time apart, is dropped; 0 = off",
+        ),
+    ] = 86_400_000
+    dedup_window_clicks_ms: Annotated[int, Meta(ge=0, description="the same for clicks")] = 0
+    dedup_window_reviews_ms: Annotated[int, Meta(ge=0, description="the same for reviews")] = 86_400_000
     max_future_ms: Annotated[int, Meta(ge=0, description="events further ahead of the clock are rejected")] = 600_000
     max_message_bytes: Annotated[int, Meta(ge=1, description="larger records are rejected")] = 1_000_000
     max_reject_share: Annotated[
@@ -128,7 +137,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             longest = WINDOWS[freq].max_prediction_length
             if self.prediction_length(freq) > longest:
                 raise ValueError(f"prediction_length_{freq}: at most {longest}, the model's own limit")
-            needed = WINDOWS[freq].context_length * (7 if freq == "1w" else 1)
+            needed = stored_buckets(freq)
             if self.retention[stored_freq(freq)] < needed:
                 raise ValueError(
                     f"retention_{stored_freq(freq)}: {freq} forecasts look back over {needed} of its buckets"
@@ -151,6 +160,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def retention(self) -> dict[str, int]:
         """Buckets kept by stored frequency."""
         return {freq: int(getattr(self, f"retention_{freq}")) for freq in STORED_FREQS}
+
+    @property
+    def dedup_window_ms(self) -> dict[str, int]:
+        """Window of de-duplication by source; 0 = off."""
+        return {source: int(getattr(self, f"dedup_window_{source}_ms")) for source in ("orders", "clicks", "reviews")}
 
     @property
     def topic_forecasts(self) -> str:
@@ -188,6 +202,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 def stored_freq(freq: str) -> str:
     """Frequency of the stored buckets that a forecast frequency reads: weeks are summed from days."""
     return "1d" if freq == "1w" else freq
+
+
+def stored_buckets(freq: str) -> int:
+    """How many of those before the running one it reads."""
+    return WINDOWS[freq].context_length * (7 if freq == "1w" else 1)
 
 
 def load_settings(environment: Mapping[str, str]) -> Settings:

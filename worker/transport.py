@@ -1,20 +1,23 @@
-"""A Faust transport that hands agents whole record batches of one partition, and starts reading where Redis says.
+"""A Faust transport that hands agents whole record batches of one partition, read from where Redis says.
 
-Faust's aiokafka consumer, with three changes. (1) `getmany` yields one message a partition and fetch, whose value is a
-`RecordBatch` of raw records: Faust's cost is then per batch, not per event. (2) Offsets committed to the consumer group
-are those that lanes report as applied; they serve lag monitors only. (3) After a rebalance `perform_seek` asks the
-worker to claim its partitions and seeks to the positions that stand in Redis.
+Faust and aiokafka keep what they are good at: the consumer group, its rebalances and commits, producing, and reading
+all topics that are not batch topics. Batch topics are read by `RecordFetcher` (librdkafka), partition by partition as
+the group assigns them:
+
+1. After a rebalance `perform_seek` has the worker claim its partitions and tell from which stored positions to read on.
+2. Each fetch becomes one message a partition, whose value is a `RecordBatch`: Faust's cost is per batch, not per event.
+3. Offsets committed to the group are those that lanes report as applied; they serve lag monitors only.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import faust
-from aiokafka import TopicPartition
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import (
     KafkaConnectionError,
@@ -25,6 +28,9 @@ from aiokafka.errors import (
 from aiokafka.partitioner import murmur2
 from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import TP, ConsumerMessage
+from mode import Service
+
+from worker.record_fetcher import RecordBatch, RecordFetcher
 
 RETRIABLE_SEND_ERRORS = (KafkaTimeoutError, KafkaConnectionError, NotLeaderForPartitionError, RequestTimedOutError)
 
@@ -38,25 +44,6 @@ class KeyedMessage(Protocol):
     def value(self) -> bytes | None: ...
     @property
     def headers(self) -> Sequence[tuple[str, bytes]]: ...
-
-
-class RawRecord(NamedTuple):
-    """One record as fetched."""
-
-    offset: int
-    timestamp_ms: int
-    key: bytes | None
-    value: bytes | None
-    headers: tuple[tuple[str, bytes], ...]
-
-
-class RecordBatch(NamedTuple):
-    """Records of one partition in offset order. `epoch` counts the partition's seeks: an older batch is stale."""
-
-    topic: str
-    partition: int
-    epoch: int
-    records: list[RawRecord]
 
 
 @lru_cache(maxsize=200_000)
@@ -77,110 +64,135 @@ class BatchSchema(faust.Schema):  # type: ignore[misc]
 
 
 class _ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
-    """Faust leaves two of aiokafka's options to nobody; they are set here before the consumer starts."""
+    """aiokafka's part: membership of the group, and the topics that are read record by record."""
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
         # Range gives one member the same partitions of all topics, which have equal counts: lanes are never split.
         # Round robin, Faust's choice for apps without tables, splits them as soon as members don't divide partitions.
         consumer._partition_assignment_strategy = (RangePartitionAssignor,)
-        # How long a broker may sit on a fetch without new records. Kafka answers as soon as there are some; a broker
-        # that does not look again before the time is up would add it to every forecast's latency (Faust: 1500).
-        consumer._fetch_max_wait_ms = self.consumer.fetch_max_wait_ms
         return consumer
+
+    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        """Called by aiokafka before it fetches: batch topics are not its to read."""
+        batched = [tp for tp in self._ensure_consumer().assignment() if tp.topic in self.consumer.batch_topics]
+        self._ensure_consumer().pause(*batched)
+        await super().on_partitions_assigned(assigned, generation_id)
 
 
 class BatchConsumer(driver.Consumer):  # type: ignore[misc]
-    """See the module. `batch_topics`, `on_seek` and the rest are set once by the composition root."""
+    """See the module. The class attributes are set once, before it starts, by the composition root."""
 
     batch_topics: frozenset[str] = frozenset()
-    fetch_max_wait_ms: int = 500
+    fetcher_config: Mapping[str, Any] = {}  # librdkafka's, to reach the broker
     # Called after each rebalance with the partitions assigned; it claims them and calls `seek_to`.
     on_seek: Callable[[set[tuple[str, int]]], Awaitable[None]] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._epochs: dict[TP, int] = {}
+        self._epochs: dict[tuple[str, int], int] = {}
         self._applied: dict[TP, int] = {}
-        self._expected: dict[TP, int | None] = {}  # next offset to pass on; None = the earliest that is held
-        self._overtaken: set[TP] = set()
+        self._fetched: deque[RecordBatch] = deque()
+        self._has_fetched = asyncio.Event()
+        self._fetcher: RecordFetcher | None = None
 
     def _new_consumer_thread(self) -> _ConsumerThread:
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
-    async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Any]]:  # noqa: ASYNC109 - Faust's signature
-        """Yield (partition, message): for batch topics one message with all records fetched.
+    async def on_start(self) -> None:
+        """Start the fetcher with the consumer."""
+        await super().on_start()
+        loop = asyncio.get_running_loop()
+        self._fetcher = RecordFetcher(
+            self.fetcher_config,
+            on_batches=lambda batches: _soon(loop, self._arrive, batches),
+            on_error=lambda error: _soon(loop, self._crash_soon, error),
+        )
+        self._fetcher.start()
 
-        aiokafka has moved past whatever it returned, so records that can't be passed on now are sought again: those of
-        a fetch that a rebalance or a seek overtook.
-        """
-        await self._seek_again()
-        epochs = dict(self._epochs)
-        fetched, active = await self._wait_next_records(timeout)
-        generation = self.app.consumer_generation_id
-        for tp, records in (fetched or {}).items():
-            interrupted = not self.flow_active or self.app.consumer_generation_id != generation or self.should_stop
-            active_now = active is None or tp in active or tp in self._buffered_partitions
-            if tp.topic not in self.batch_topics:
-                if active_now and not interrupted:
-                    for record in records:
-                        yield tp, self._to_message(tp, record)
-            elif interrupted or not active_now or epochs.get(tp, 0) != self._epochs.get(tp, 0):
-                self._overtaken.add(tp)
-            elif records:
-                self._expected[tp] = records[-1].offset + 1
-                yield tp, self._batch_message(tp, records, generation)
+    async def on_stop(self) -> None:
+        """End the fetcher first: nothing new is to arrive while lanes drain."""
+        if self._fetcher is not None:
+            await asyncio.to_thread(self._fetcher.stop)
+        await super().on_stop()
 
-    async def _seek_again(self) -> None:
-        overtaken, self._overtaken = self._overtaken, set()
-        for tp in overtaken & {TP(a.topic, a.partition) for a in self.assignment()}:
-            if tp in self._expected:
-                await self._seek_to(tp, self._expected[tp])
+    def _arrive(self, batches: Sequence[RecordBatch]) -> None:
+        self._fetched.extend(batches)
+        self._has_fetched.set()
 
-    def _batch_message(self, tp: TP, records: list[Any], generation: int) -> ConsumerMessage:
-        last = records[-1]
-        raw = [RawRecord(r.offset, r.timestamp, r.key, r.value, tuple(r.headers)) for r in records]
-        batch = RecordBatch(tp.topic, tp.partition, self._epochs.get(tp, 0), raw)
-        size = sum(len(r.value or b"") for r in records)
+    def _crash_soon(self, error: Exception) -> None:
+        self.add_future(self.app.crash(error))
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    @Service.task  # type: ignore[untyped-decorator]
+    async def _deliver(self) -> None:
+        """Pass fetched batches on to their agents. One that a rebalance or a seek has overtaken is dropped: its
+        partition is read again from the stored position."""
+        while not self.should_stop:
+            if not self._fetched:
+                self._has_fetched.clear()
+                await self.wait_first(self._has_fetched.wait())
+                continue
+            if not self.flow_active:
+                await self.wait_first(self.can_resume_flow.wait())
+                continue
+            batch = self._fetched.popleft()
+            if batch.epoch == self.epoch(batch.topic, batch.partition):
+                await self.callback(self._message(batch))
+
+    def _message(self, batch: RecordBatch) -> ConsumerMessage:
+        tp, records = TP(batch.topic, batch.partition), batch.records
+        last = len(records) - 1
         return ConsumerMessage(
-            tp.topic,
-            tp.partition,
-            last.offset,
-            last.timestamp / 1000.0,
-            last.timestamp_type,
+            *tp,
+            records.offsets[last],
+            records.timestamp_ms(last) / 1000.0,
+            records.messages[last].timestamp()[0],
             None,
             None,
             batch,
             None,
             0,
-            size,
+            0,
             tp,
-            generation_id=generation,
+            generation_id=self.app.consumer_generation_id,
         )
+
+    async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Mapping[TP, Any]:  # noqa: ASYNC109
+        """What Faust itself reads. Asked for even when it has no partition: aiokafka leaves a group whose consumer
+        does not ask."""
+        others = {tp for tp in active_partitions or () if tp.topic not in self.batch_topics}
+        fetched = await super()._getmany(others, timeout)
+        return {tp: records for tp, records in fetched.items() if tp in others}
+
+    # -- positions --------------------------------------------------------------------------------------------------
 
     async def perform_seek(self) -> None:
         """Called by Faust's recovery after every rebalance, while the flow stands still."""
+        assigned = {(a.topic, a.partition) for a in self.assignment()}
+        if self._fetcher is not None:
+            self._fetcher.leave_all()
         if self.on_seek is not None:
-            await self.on_seek({(a.topic, a.partition) for a in self.assignment() if a.topic in self.batch_topics})
+            await self.on_seek({tp for tp in assigned if tp[0] in self.batch_topics})
+        if any(topic not in self.batch_topics for topic, _ in assigned):
+            await super().perform_seek()
 
     def epoch(self, topic: str, partition: int) -> int:
         """How often the partition was sought: a batch of an older epoch is stale."""
-        return self._epochs.get(TP(topic, partition), 0)
+        return self._epochs.get((topic, partition), 0)
 
     async def seek_to(self, topic: str, partition: int, position: int | None) -> None:
         """Read from `position` on (None = from the earliest record held); batches on their way become stale."""
-        tp = TP(topic, partition)
-        self._epochs[tp] = self._epochs.get(tp, 0) + 1
-        self._applied.pop(tp, None)
-        self._expected[tp] = position
-        await self._seek_to(tp, position)
+        epoch = self._epochs[topic, partition] = self.epoch(topic, partition) + 1
+        self._applied.pop(TP(topic, partition), None)
+        if self._fetcher is not None:
+            self._fetcher.read_from(topic, partition, position, epoch)
 
-    async def _seek_to(self, tp: TP, position: int | None) -> None:
-        self._read_offset[tp] = position
-        if position is None:
-            await self._thread.seek_to_beginning(TopicPartition(tp.topic, tp.partition))
-        else:
-            await self._seek(tp, position)
+    def taken(self, batch: RecordBatch) -> None:
+        """Tell that a lane has dealt with a batch: more of its partition may be fetched."""
+        if self._fetcher is not None:
+            self._fetcher.taken(batch)
 
     def applied(self, topic: str, partition: int, position: int) -> None:
         """Tell what may be committed to the group: all below `position` is in the features."""
@@ -191,16 +203,28 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         return bool(await self._commit({TP(*tp): offset for tp, offset in offsets.items()}))
 
     def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterable[TP]:
-        return list(self._applied)
+        acked = super()._filter_tps_with_pending_acks(topics)
+        return [*self._applied, *(tp for tp in acked if tp.topic not in self.batch_topics)]
 
     def _new_offset(self, tp: TP) -> int | None:
-        return self._applied.get(tp)
-
-    async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
-        """Offsets inside a batch are no gaps; lanes report real ones."""
+        if tp.topic in self.batch_topics:
+            return self._applied.get(tp)
+        offset: int | None = super()._new_offset(tp)
+        return offset
 
     def verify_event_path(self, now: float, tp: TP) -> None:
-        """Faust's check counts messages, which are batches here, and would cry wolf."""
+        """Faust's check looks at what aiokafka has fetched: of batch topics, nothing."""
+        if tp.topic not in self.batch_topics:
+            super().verify_event_path(now, tp)
+
+
+def _soon(loop: asyncio.AbstractEventLoop, call: Callable[[Any], None], argument: Any) -> None:
+    """Call in the loop's thread, unless the loop has ended meanwhile."""
+    try:
+        loop.call_soon_threadsafe(call, argument)
+    except RuntimeError:
+        if not loop.is_closed():
+            raise
 
 
 class BatchTransport(driver.Transport):  # type: ignore[misc]

@@ -1,5 +1,5 @@
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -7,20 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_store.events import (
-    Action,
-    CalendarEvent,
-    Decoded,
-    DecodeLimits,
-    ProductEvent,
-    Reason,
-    StateChange,
-    StockEvent,
-    Tombstone,
-    decode,
-    decode_global_calendar,
-    item_id_of,
-)
+from feature_store.decoding import Decoded, DecodeLimits, Reason, decode, decode_global_calendar
+from feature_store.events import Action, CalendarEvent, ProductEvent, StateChange, StockEvent, Tombstone, item_id_of
 
 NOW_MS = 1_710_504_000_000
 LIMITS = DecodeLimits(currency="GBP", max_event_time_ms=NOW_MS, max_message_bytes=500)
@@ -32,7 +20,7 @@ STOCK = {"event_time": NOW_MS, "product_id": "mug", "on_hand": 4}
 
 def decode_one(source: str, message: Mapping[str, Any] | bytes | None, limits: DecodeLimits = LIMITS) -> Decoded:
     raw = json.dumps(message).encode() if isinstance(message, Mapping) else message
-    return decode([source], [raw], [b"mug"], limits)
+    return decode(source, [raw], [b"mug"], limits)
 
 
 def reason_of(source: str, message: Mapping[str, Any] | bytes | None, limits: DecodeLimits = LIMITS) -> Reason:
@@ -78,10 +66,8 @@ def test_products_calendars_and_stock_replace_what_was_known() -> None:
     entry = {"start_time": 10, "end_time": 20, "unit_price": 2.5, "promotion": True}
     calendar = {"event_time": 6, "product_id": "mug", "entries": [entry]}
     stock = {"event_time": 7, "product_id": "mug", "on_hand": -1.5, "on_order": 2}
-    sources, values = ["products", "calendar", "stock"], [json.dumps(m).encode() for m in (product, calendar, stock)]
-    states = decode(sources, values, [b"mug"] * 3, LIMITS).states
-    assert [row for row, _ in states] == [0, 1, 2]
-    known, announced, counted = (event for _, event in states)
+    sent = {"products": product, "calendar": calendar, "stock": stock}
+    known, announced, counted = (decode_one(source, message).states[0].event for source, message in sent.items())
     assert isinstance(known, ProductEvent)
     assert (known.title, known.launch_time, known.image_embedding, known.brand) == ("Mug", 3, [0.5], "")
     assert isinstance(announced, CalendarEvent)
@@ -217,7 +203,7 @@ def test_a_product_in_another_partition_than_its_own_is_rejected() -> None:
     assert decode_one("orders", ORDER, limits).rejects == []
     assert reason_of("orders", {**ORDER, "product_id": "pot"}, limits) is Reason.WRONG_PARTITION
     assert reason_of("stock", {**STOCK, "product_id": "pot"}, limits) is Reason.WRONG_PARTITION
-    tombstone = decode(["products"], [None], [b"pot"], limits)
+    tombstone = decode("products", [None], [b"pot"], limits)
     assert [reject.reason for reject in tombstone.rejects] == [Reason.WRONG_PARTITION]
 
 
@@ -233,7 +219,7 @@ def test_a_null_value_on_a_compacted_topic_withdraws_what_that_topic_said(source
 
 @pytest.mark.parametrize("key", [None, b""])
 def test_a_tombstone_without_a_key_is_rejected(key: bytes | None) -> None:
-    assert [r.reason for r in decode(["products"], [None], [key], LIMITS).rejects] == [Reason.EMPTY_PRODUCT_ID]
+    assert [r.reason for r in decode("products", [None], [key], LIMITS).rejects] == [Reason.EMPTY_PRODUCT_ID]
 
 
 def test_a_negative_sale_is_read_as_a_cancel_of_as_many() -> None:
@@ -265,25 +251,41 @@ def test_prices_are_exact_millionths(price: Decimal) -> None:
     assert decoded.events.unit_price.tolist() == [int(price * 1_000_000)]
 
 
-GOOD = st.sampled_from(
-    [("orders", ORDER), ("orders", {**ORDER, "location_id": "york"}), ("clicks", CLICK), ("reviews", REVIEW)]
-).map(lambda pair: (pair[0], json.dumps(pair[1]).encode()))
-BAD: st.SearchStrategy[tuple[str, bytes | None]] = st.one_of(
-    st.tuples(st.just("orders"), st.binary(max_size=30)),
-    st.tuples(st.just("clicks"), st.sampled_from([None, b"{}", b'{"action": NaN}', json.dumps(ORDER).encode()])),
-    st.tuples(st.just("reviews"), st.text().map(lambda text: json.dumps({**REVIEW, "rating": text}).encode())),
+GOOD = {
+    "orders": st.sampled_from([ORDER, {**ORDER, "location_id": "york"}, {**ORDER, "event_id": "e1", "quantity": -3}]),
+    "clicks": st.sampled_from([CLICK, {**CLICK, "action": "wishlist", "event_id": "c1"}]),
+    "reviews": st.sampled_from([REVIEW, {**REVIEW, "rating": 1}]),
+}
+BAD = st.one_of(
+    st.none(),
+    st.binary(max_size=30),
+    st.sampled_from(
+        [
+            b"{}",
+            b'{"action": NaN}',
+            b"{},{}",
+            json.dumps({**ORDER, "event_time": 2**70}).encode(),
+            json.dumps({**CLICK, "event_time": NOW_MS + 1}).encode(),
+            json.dumps({**REVIEW, "rating": "5"}).encode(),
+            json.dumps({**REVIEW, "text": "x" * 500}).encode(),
+        ]
+    ),
 )
 
 
-@given(st.lists(st.one_of(GOOD.map(lambda r: (True, *r)), BAD.map(lambda r: (False, *r))), max_size=12))
-def test_a_malformed_record_costs_only_itself(records: Sequence[tuple[bool, str, bytes | None]]) -> None:
-    good = [(row, source, value) for row, (is_good, source, value) in enumerate(records) if is_good]
-    bad = [row for row, (is_good, _, _) in enumerate(records) if not is_good]
-    mixed = decode([r[1] for r in records], [r[2] for r in records], [b"mug"] * len(records), LIMITS)
-    alone = decode([r[1] for r in good], [r[2] for r in good], [b"mug"] * len(good), LIMITS)
+@pytest.mark.parametrize("source", ["orders", "clicks", "reviews"])
+@given(data=st.data())
+def test_a_malformed_record_costs_only_itself(source: str, data: st.DataObject) -> None:
+    good_ones = GOOD[source].map(lambda message: (True, json.dumps(message).encode()))
+    records = data.draw(st.lists(st.one_of(good_ones, BAD.map(lambda value: (False, value))), max_size=12))
+    good = [(row, value) for row, (is_good, value) in enumerate(records) if is_good]
+    bad = [row for row, (is_good, _) in enumerate(records) if not is_good]
+    mixed = decode(source, [value for _, value in records], [b"mug"] * len(records), LIMITS)
+    alone = decode(source, [value for _, value in good], [b"mug"] * len(good), LIMITS)
     assert [reject.row for reject in mixed.rejects] == bad
-    assert mixed.events.row.tolist() == [row for row, _, _ in good]
+    assert mixed.events.row.tolist() == [row for row, _ in good]
     assert mixed.events.series == alone.events.series
+    assert mixed.events.event_id == alone.events.event_id
     for column in ("event_time_ms", "series_index", "action", "quantity", "unit_price", "rating", "one_off"):
         assert getattr(mixed.events, column).tolist() == getattr(alone.events, column).tolist()
 

@@ -7,11 +7,12 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_store.calendar_time import ShopCalendar
+from feature_store.calendar_time import ShopCalendar, bucket_start_ms
 from feature_store.events import Action
 from feature_store.features import (
     FEATURE_INDEX,
     FEATURES,
+    SOURCE_FEATURES,
     UNITS_PER_ONE,
     BucketRows,
     aggregate,
@@ -37,10 +38,16 @@ FREQS = st.sampled_from(["5m", "1h", "1d"])
 
 def sums_of(events: Sequence[Happened], freq: str) -> Sums:
     batch = batch_of(events)
-    deltas = aggregate(batch, freq, CALENDAR)
-    rows = zip(deltas.series.tolist(), deltas.bucket.tolist(), deltas.values.tolist(), strict=True)
-    found = {(*batch.series[series], bucket): tuple(values) for series, bucket, values in rows}
-    assert len(found) == len(deltas.bucket), "each series and bucket has one row"
+    found: Sums = {}
+    for deltas in aggregate(batch, ("5m", "1h", "1d"), CALENDAR):
+        if deltas.freq == freq:
+            columns = np.zeros((len(deltas.bucket), len(FEATURES)), dtype=np.int64)
+            columns[:, SOURCE_FEATURES[deltas.source]] = deltas.values
+            cells = list(zip(deltas.series.tolist(), deltas.bucket.tolist(), strict=True))
+            assert len(set(cells)) == len(cells), "each series and bucket has one row"
+            for (series, bucket), values in zip(cells, columns.tolist(), strict=True):
+                cell = (*batch.series[series], bucket)
+                found[cell] = tuple(a + b for a, b in zip(found.get(cell, (0,) * 8), values, strict=True))
     return found
 
 
@@ -66,22 +73,32 @@ def test_sums_do_not_depend_on_where_a_batch_is_split(events: list[Happened], fr
 
 def test_rows_come_sorted_by_series_then_bucket() -> None:
     events = [Happened(NOON_MS - i * DAY_MS, product) for i in (0, 2, 1) for product in ("b", "a")]
-    deltas = aggregate(batch_of(events), "1d", CALENDAR)
-    pairs = list(zip(deltas.series.tolist(), deltas.bucket.tolist(), strict=True))
-    assert pairs == sorted(pairs)
+    for deltas in aggregate(batch_of(events), ("5m", "1h", "1d"), CALENDAR):
+        pairs = list(zip(deltas.series.tolist(), deltas.bucket.tolist(), strict=True))
+        assert len(pairs) == 6
+        assert pairs == sorted(pairs)
+
+
+def test_days_are_summed_event_by_event_where_a_zones_midnights_split_five_minutes() -> None:
+    odd = ShopCalendar("Africa/Monrovia")  # 44 minutes 30 seconds behind UTC until 1972
+    midnight_ms = int(bucket_start_ms("1d", np.array([100]), "Africa/Monrovia")[0])
+    events = [Happened(midnight_ms - 1), Happened(midnight_ms)]
+    assert not odd.days_consist_of("5m")
+    days = [deltas for deltas in aggregate(batch_of(events), ("5m", "1d"), odd) if deltas.freq == "1d"]
+    assert [deltas.bucket.tolist() for deltas in days] == [[99, 100]]
 
 
 @given(st.integers(0, 10**9), st.integers(0, 10**12))
 def test_revenue_is_rounded_half_to_even_line_by_line(quantity: int, unit_price: int) -> None:
     event = Happened(NOON_MS, quantity=quantity, unit_price=unit_price)
-    revenue = contributions(batch_of([event]))[0, FEATURE_INDEX["revenue"]]
+    revenue = contributions(batch_of([event]), "orders")[0, FEATURE_INDEX["revenue"]]
     assert int(revenue) == naive_contribution(event)[3]
 
 
 def test_revenue_of_half_a_millionth_goes_to_the_even_neighbour() -> None:
     lines = [(1, 500), (1, 501), (1, 499), (3, 500), (500, 5), (1, 2_500), (1, 3_500)]
     events = [Happened(NOON_MS, quantity=quantity, unit_price=price) for quantity, price in lines]
-    revenue = contributions(batch_of(events))[:, FEATURE_INDEX["revenue"]]
+    revenue = contributions(batch_of(events), "orders")[:, FEATURE_INDEX["revenue"]]
     assert revenue.tolist() == [0, 1, 0, 2, 2, 2, 4]
 
 

@@ -9,21 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feature_store.calendar_time import ShopCalendar, bucket_start_ms
+from feature_store.decoding import Decoded, DecodeLimits, decode
 from feature_store.events import (
     Action,
     CalendarEntry,
     CalendarEvent,
-    Decoded,
-    DecodeLimits,
     EventBatch,
     ProductEvent,
     StateChange,
     StateEvent,
     StockEvent,
     Tombstone,
-    decode,
     item_id_of,
 )
+from feature_store.features import FEATURES, SOURCE_FEATURES
 from feature_store.items import Item, ProductState
 from feature_store.plan import LaneView, Plan, Retention, plan_batch, split_late
 from tests.feature_store.builders import (
@@ -54,11 +53,21 @@ def plan_of(
 
 
 def planned(plan: Plan, freq: str) -> dict[str, dict[int, tuple[int, ...]]]:
-    return {s.series_id: {row[0]: tuple(row[1:]) for row in s.rows} for s in plan.sums if s.freq == freq}
+    found: dict[str, dict[int, tuple[int, ...]]] = {}
+    for deltas in plan.sums:
+        if deltas.freq == freq:
+            columns = np.zeros((len(deltas.bucket), len(FEATURES)), dtype=np.int64)
+            columns[:, SOURCE_FEATURES[deltas.source]] = deltas.values
+            for series, bucket, row in zip(
+                deltas.series.tolist(), deltas.bucket.tolist(), columns.tolist(), strict=True
+            ):
+                cells = found.setdefault(plan.series[series], {})
+                cells[bucket] = tuple(a + b for a, b in zip(cells.get(bucket, (0,) * 8), row, strict=True))
+    return found
 
 
 def late_rows(batch: EventBatch, watermark_ms: int | None) -> list[int]:
-    return [int(row) for row in split_late(batch, RETENTION, watermark_ms)[1]]
+    return [int(row) for row in split_late(batch, RETENTION, np.full(len(batch), watermark_ms or 0))[1]]
 
 
 def day_start_ms(day: int, zone: str) -> int:
@@ -71,14 +80,14 @@ def day_start_ms(day: int, zone: str) -> int:
 def test_an_event_is_late_from_the_millisecond_before_its_locations_oldest_day(location: str, zone: str) -> None:
     oldest_ms = day_start_ms(naive_bucket("1d", NOON_MS, zone) - 10, zone)
     events = [Happened(oldest_ms - 1, location_id=location), Happened(oldest_ms, location_id=location)]
-    kept, late = split_late(batch_of(events), RETENTION, NOON_MS)
+    kept, late = split_late(batch_of(events), RETENTION, np.full(len(events), NOON_MS))
     assert late.tolist() == [0]
     assert kept.row.tolist() == [1]
 
 
 @given(st.lists(events_between(NOON_MS - 13 * DAY_MS, NOON_MS, locations=("", "tokyo", "honolulu")), max_size=20))
 def test_late_and_kept_events_are_all_events_by_their_local_day(events: list[Happened]) -> None:
-    kept, late = split_late(batch_of(events), RETENTION, NOON_MS)
+    kept, late = split_late(batch_of(events), RETENTION, np.full(len(events), NOON_MS))
 
     def is_late(e: Happened) -> bool:
         zone = CALENDAR.zone(e.location_id)
@@ -91,7 +100,11 @@ def test_late_and_kept_events_are_all_events_by_their_local_day(events: list[Hap
 def test_nothing_is_late_before_the_first_watermark() -> None:
     batch = batch_of([Happened(0), Happened(NOON_MS)])
     assert late_rows(batch, None) == []
-    assert [(s.oldest_kept, len(s.rows)) for s in plan_of([Happened(0)], watermark_ms=None).sums] == [(0, 1)] * 3
+    assert [(d.freq, len(d.bucket)) for d in plan_of([Happened(0)], watermark_ms=None).sums] == [
+        ("5m", 1),
+        ("1h", 1),
+        ("1d", 1),
+    ]
 
 
 @given(st.lists(events_between(NOON_MS - 3 * DAY_MS, NOON_MS, locations=("", "tokyo")), max_size=20))
@@ -230,12 +243,12 @@ def test_a_calendars_tombstone_empties_the_calendar_and_delists_nothing() -> Non
 def test_null_values_on_both_compacted_topics_reach_the_right_part() -> None:
     known = LaneView({}, {}, {"mug": state_after(PRODUCT, CalendarEvent(100, "mug", [ENTRY]))})
     for source, delisted, calendar in (("products", True, (ENTRY,)), ("calendar", False, ())):
-        decoded = decode([source], [None], [b"mug"], DecodeLimits())
+        decoded = decode(source, [None], [b"mug"], DecodeLimits())
         state = plan_batch(decoded, known, RETENTION, None).products["mug"]
         assert (state.delisted, state.calendar) == (delisted, calendar)
 
 
 def test_any_stock_that_decodes_can_be_planned() -> None:
     raw = json.dumps({"event_time": 1, "product_id": "mug", "on_hand": -1e9, "on_order": 1e9}).encode()
-    plan = plan_batch(decode(["stock"], [raw], [b"mug"], DecodeLimits()), NOTHING_KNOWN, RETENTION, None)
+    plan = plan_batch(decode("stock", [raw], [b"mug"], DecodeLimits()), NOTHING_KNOWN, RETENTION, None)
     assert plan.products["mug"].stock == {"": (1, -(10**12), 10**12)}

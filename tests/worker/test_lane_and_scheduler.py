@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from feature_store.calendar_time import ShopCalendar
-from feature_store.events import DecodeLimits
+from feature_store.decoding import DecodeLimits
 from feature_store.plan import Retention
 from feature_store.store import FeatureStore, FencedError
 from worker.errors import ForecastUnavailableError

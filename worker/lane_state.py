@@ -1,0 +1,177 @@
+"""LaneState: what a lane knows of its partition, and what forecasts of its items start from."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feature_store.calendar_time import bucket_of
+from feature_store.decoding import DecodeLimits
+from feature_store.events import item_id_of
+from feature_store.features import BucketRows, pool_product_rows
+from feature_store.items import NO_PRODUCT_STATE, Item, ProductState
+from feature_store.layout import ForecastSummary
+from feature_store.plan import Retention
+from feature_store.store import Claim, Done, FeatureStore, Heads
+from worker.aside import Message
+
+_DAY_MS = 86_400_000
+_IDLE_AFTER_MS = 2_000  # a live lane without records for this long is caught up, and follows the clock again
+
+# topic, partition, messages -> returns when Kafka has acknowledged them all
+Send = Callable[[str, int, Sequence[Message]], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class LaneRules:
+    """What all lanes of a worker have in common."""
+
+    sources: Mapping[str, str]  # source by input topic
+    clock_topic: str  # empty = live
+    retention: Retention
+    forecast_freqs: tuple[str, ...]
+    limits: DecodeLimits  # partition and max_event_time_ms are filled in batch by batch
+    dedup_window_ms: Mapping[str, int]  # by source; 0 or absent = events are not told apart by their id
+    out_of_orderness_ms: int
+    max_future_ms: int
+    live_days: int
+    max_reject_share: float
+    reject_window: int
+    send: Send
+    now_ms: Callable[[], int] = field(default=lambda: time.time_ns() // 1_000_000)
+
+
+class LaneRead(NamedTuple):
+    """What forecasts of some items start from."""
+
+    cutoff_ms: int
+    positions: dict[str, int]
+    feature_age_ms: dict[str, int]
+    subjects: list[tuple[Item, ProductState]]
+    revisions: list[int]
+    marks: list[int | None]
+    rows: BucketRows
+
+
+class LaneState:
+    """A partition as claimed. Methods that ask Redis raise FencedError and BehindError of the store."""
+
+    def __init__(self, store: FeatureStore, claim: Claim, rules: LaneRules) -> None:
+        self.partition = claim.partition
+        self.claim = claim
+        self.closed = False
+        self._store = store
+        self._rules = rules
+        self._lock = asyncio.Lock()  # held while records are on their way into the features
+        self._stale: dict[str, tuple[dict[str, int], list[str]]] = {}
+        newest = claim.newest
+        self._clock_ms = newest.get("clock", 0) if rules.clock_topic else max(newest.values(), default=0)
+        self._last_record_ms = rules.now_ms()
+
+    def clock_ms(self) -> int:
+        """Event time this lane has reached: the replay's clock, or live the newest event while records flow and the
+        wall clock while none do. Never goes back."""
+        if not self._rules.clock_topic:
+            now_ms = self._rules.now_ms()
+            if now_ms - self._last_record_ms >= _IDLE_AFTER_MS and not self._lock.locked():
+                self._clock_ms = max(self._clock_ms, now_ms)
+        return self._clock_ms
+
+    def watermark_ms(self) -> int | None:
+        """Event time before which nothing more is expected; None before the first event."""
+        clock_ms = self.clock_ms()
+        return clock_ms - self._rules.out_of_orderness_ms if clock_ms else None
+
+    def owed(self, freq: str) -> int:
+        """How many items an event has touched since their last forecast."""
+        return len(self.claim.dirty[freq])
+
+    def touched(self, freq: str, most: int | None = None) -> list[str]:
+        """Those items, oldest mark first; at most so many."""
+        return list(islice(self.claim.dirty[freq], most))
+
+    def stale(self, freq: str) -> list[str]:
+        """Live items whose last forecast was made in a bucket that has closed since."""
+        watermark_ms = self.watermark_ms()
+        if watermark_ms is None:
+            return []
+        running = {zone: int(bucket_of(freq, np.array([watermark_ms]), zone)[0]) for zone in self._zones()}
+        heads, zone = self.claim.heads[freq], self._rules.retention.calendar.zone
+        seen_running, candidates = self._stale.get(freq, ({}, []))
+        if running != seen_running:  # a bucket has closed: look at all items once, and from then on at what is left
+            oldest_ms = watermark_ms - self._rules.live_days * _DAY_MS
+            candidates = [item_id for item_id in heads if self.claim.items[item_id].last_event_ms >= oldest_ms]
+        left = [
+            item_id
+            for item_id in candidates
+            if item_id in heads and heads[item_id].running_bucket < running[zone(self.claim.items[item_id].location_id)]
+        ]
+        self._stale[freq] = (running, left)
+        return left
+
+    def is_delisted(self, item_id: str) -> bool:
+        """Whether the item's product has been withdrawn."""
+        return self.claim.products.get(self.claim.items[item_id].product_id, NO_PRODUCT_STATE).delisted
+
+    async def read(self, freq: str, stored: str, buckets: int, item_ids: Sequence[str]) -> LaneRead:
+        """Everything forecasts of the items start from: the running bucket of frequency `stored`, and `buckets` before
+        it. One round trip for up to about a thousand items."""
+        items = [self.claim.items[item_id] for item_id in item_ids]
+        product_series = [(i, item_id_of(item.product_id, "")) for i, item in enumerate(items) if item.location_id]
+        series = [*item_ids, *(name for _, name in product_series)]
+        last, running = -1, self._running(stored, self.clock_ms())
+        while last < running:  # once, unless a step that was under way has moved the newest event on
+            first, last = running - buckets - 1, running + 1
+            found = await self._store.read(self.claim, freq, item_ids, stored, series, first, last)
+            # The newest event that the script saw may have been applied a moment after the lane's own clock was set.
+            cutoff_ms = self._clock_ms if self._rules.clock_topic else max(self.clock_ms(), *found.newest.values())
+            running = self._running(stored, cutoff_ms)
+        reader = np.array([*range(len(items)), *(i for i, _ in product_series)], dtype=np.int64)
+        is_own = found.rows.item < len(items)
+        rows = BucketRows(reader[found.rows.item], found.rows.bucket, found.rows.values)
+        return LaneRead(
+            cutoff_ms=cutoff_ms,
+            positions={topic: p for topic, p in found.positions.items() if topic in self._rules.sources},
+            feature_age_ms={s: max(cutoff_ms - ms, 0) for s, ms in found.newest.items() if s != "clock"},
+            subjects=[(item, self.claim.products.get(item.product_id, NO_PRODUCT_STATE)) for item in items],
+            revisions=[self.claim.heads[freq].get(item_id, Heads(0, 0)).revision for item_id in item_ids],
+            marks=found.marks,
+            rows=pool_product_rows(_where(rows, is_own), _where(rows, ~is_own), [bool(i.location_id) for i in items]),
+        )
+
+    def _running(self, freq: str, time_ms: int) -> int:
+        """The running bucket in the shop's zone; another zone's is at most a day away."""
+        return int(bucket_of(freq, np.array([time_ms]), self._rules.retention.calendar.time_zone)[0])
+
+    async def send_forecasts(self, topic: str, freq: str, messages: Sequence[tuple[str, bytes | None]]) -> None:
+        """Send forecasts (item_id, message or None for a tombstone); returns when Kafka has acknowledged all."""
+        keyed = [Message(f"{item_id}|{freq}".encode(), value) for item_id, value in messages]
+        if keyed:
+            await self._rules.send(topic, self.partition, keyed)
+
+    async def forecasts_done(self, freq: str, done: Sequence[tuple[str, int | None, ForecastSummary | None]]) -> None:
+        """Store acknowledged forecasts and clear what is no longer owed."""
+        await self._store.forecasts_done(self.claim, freq, [Done(*entry) for entry in done])
+        dirty, heads = self.claim.dirty[freq], self.claim.heads[freq]
+        for item_id, mark, summary in done:
+            if mark is not None and dirty.get(item_id) == mark:
+                del dirty[item_id]
+            if summary is None:
+                heads.pop(item_id, None)
+            else:
+                heads[item_id] = Heads(summary.revision, summary.running_bucket)
+
+    def _zones(self) -> set[str]:
+        calendar = self._rules.retention.calendar
+        return {calendar.time_zone, *calendar.by_location.values()}
+
+
+def _where(rows: BucketRows, keep: NDArray[np.bool_]) -> BucketRows:
+    return BucketRows(rows.item[keep], rows.bucket[keep], rows.values[keep])
