@@ -337,7 +337,6 @@ class _ForecastWriter:
             model_name=model.name,
             model_version=model.version,
             degraded=forecast.degraded,
-            bucket_start=edges[:-1],
             mean=means,
             q10=[row[_Q10] for row in quantiles],
             q50=[row[_Q50] for row in quantiles],
