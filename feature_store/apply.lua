@@ -1,26 +1,38 @@
 -- Add a batch to the features and move the positions past it, or do nothing at all.
 --
--- KEYS[1]    {ns:p}:meta                 compared, then sequence, positions and newest event times written
--- KEYS[2]    {ns:p}:INC:items            written
--- KEYS[3]    {ns:p}:INC:products         written
--- KEYS[4..]  {ns:p}:INC:dirty:FREQ       written, a.dirty_freqs keys
--- KEYS[..]   {ns:p}:INC:sums:FREQ:SERIES read and written, one for each entry of a.sums
+-- KEYS[1]    {ns:p}:meta                       compared, then sequence, positions, newest event times, ids written
+-- KEYS[2]    {ns:p}:INC:items                  written
+-- KEYS[3]    {ns:p}:INC:products               written
+-- KEYS[4..]  {ns:p}:INC:dirty:FREQ             written, a.dirty_freqs keys
+-- KEYS[..]   {ns:p}:INC:ids:SOURCE:GENERATION  read, written or dropped, a.ids_keys keys
+-- KEYS[..]   {ns:p}:INC:sums:SERIES            read and written, one for each entry of a.counts
 -- ARGV[1]    MessagePack: owner, incarnation, positions {{topic, expected or -1, next}}, newest {{source, ms}},
---            items and products {field, value, …}, dirty {item_id}, dirty_freqs (count), max_exact,
---            features (count), sums {{oldest bucket kept, most buckets kept, {bucket, delta, …}, …}}
+--            items and products {field, value, …}, dirty {item_id}, dirty_freqs (count)
+--            counts {fields of each series}, fields {chunk}, rows {text to add}, large {position in fields}: chunks.py
+--            oldest {letter of the freq = {oldest chunk kept of each series}}
+--            widths {letter of the source = features}, most_bytes and most_rows {letters = when rows are added up}
+--            max_exact, large_from
+--            ids {{source, {ids}, {keys to look into}, key to write or 0}}, ids_kept {source, text, …}, ids_gone {key}
+--            (keys are counted from the first of the ids_keys)
 -- Returns    {'OK', sequence} | {'APPLIED', sequence}: this very batch was applied before, its reply was lost
 --            {'FENCED'}: another owner | {'BEHIND'}: meta lost, or a position that is not the expected one
---            {'OVERFLOW', key}: a sum would no longer be exact
+--            {'DUPLICATES', source, {id, …}, …}: counted before | {'OVERFLOW', key}: a sum would no longer be exact
 -- Lua does not roll back: everything is read and checked before the first write.
 local a = cmsgpack.unpack(ARGV[1])
+local call = redis.call
+local byte, find, format, gmatch, gsub, match, sub =
+  string.byte, string.find, string.format, string.gmatch, string.gsub, string.match, string.sub
+local concat, min = table.concat, math.min
+local PART = 1000 -- how many values one command is given: unpack() has its limit
+
 local meta = KEYS[1]
-local stored = redis.call('HMGET', meta, 'owner', 'incarnation', 'sequence')
+local stored = call('HMGET', meta, 'owner', 'incarnation', 'sequence')
 if not stored[1] or stored[2] ~= a.incarnation then return {'BEHIND'} end
 if stored[1] ~= a.owner then return {'FENCED'} end
 
 local as_expected, as_next = true, true
 for _, p in ipairs(a.positions) do
-  local position = tonumber(redis.call('HGET', meta, 'position:' .. p[1]) or '-1')
+  local position = tonumber(call('HGET', meta, 'position:' .. p[1]) or '-1')
   if position ~= p[2] then as_expected = false end
   if position ~= p[3] then as_next = false end
 end
@@ -29,68 +41,172 @@ if not as_expected then
   return {'BEHIND'}
 end
 
-local width = a.features
-local row_pattern = '^' .. string.rep('(-?%d+),', width - 1) .. '(-?%d+)$'
-local first_sums = 3 + a.dirty_freqs
-local writes = {}
-for i, sums in ipairs(a.sums) do
-  local key, fields, fresh = KEYS[first_sums + i], {}, false
-  for j = 3, #sums do
-    local d = sums[j]
-    local row = redis.call('HGET', key, d[1])
-    local n = {unpack(d, 2, width + 1)}
-    if row then
-      local o = {string.match(row, row_pattern)}
-      for c = 1, width do n[c] = n[c] + tonumber(o[c]) end
-    else
-      fresh = true
+-- Duplicates.
+local first_ids = 3 + a.dirty_freqs
+local duplicates = {'DUPLICATES'}
+for _, entry in ipairs(a.ids) do
+  local ids, found = entry[2], {}
+  for _, key in ipairs(entry[3]) do
+    for from = 1, #ids, PART do
+      local known = call('SMISMEMBER', KEYS[first_ids + key], unpack(ids, from, min(from + PART - 1, #ids)))
+      for i = 1, #known do
+        if known[i] == 1 then found[#found + 1] = ids[from + i - 1] end
+      end
     end
+  end
+  if #found > 0 then
+    duplicates[#duplicates + 1] = entry[1]
+    duplicates[#duplicates + 1] = found
+  end
+end
+if #duplicates > 1 then return duplicates end
+
+-- Sums. `merge` gives a chunk's new text, or nil where a sum would no longer be exact.
+local LARGE, EXACT, WIDTHS = a.large_from, a.max_exact, a.widths
+local values_of, format_of = {}, {}
+for source, width in pairs(WIDTHS) do
+  values_of[source] = '^%+?%d+:' .. string.rep('(-?%d+),', width - 1) .. '(-?%d+);()'
+  format_of[source] = '%s:' .. string.rep('%.0f,', width - 1) .. '%.0f;'
+end
+local large = {}
+for _, n in ipairs(a.large) do large[n + 1] = true end
+
+local function add_up(text, source)
+  local width, sums, places, is_large = WIDTHS[source], {}, {}, false
+  for place, values in gmatch(text, '(%d+):([^;]*);') do
+    local sum = sums[place]
+    if not sum then
+      sum = {}
+      for c = 1, width do sum[c] = 0 end
+      sums[place] = sum
+      places[#places + 1] = place
+    end
+    local c = 0
+    for value in gmatch(values, '[^,]+') do
+      c = c + 1
+      sum[c] = sum[c] + value
+      if sum[c] >= EXACT or sum[c] <= -EXACT then return nil end
+    end
+  end
+  table.sort(places, function(x, y) return tonumber(x) < tonumber(y) end)
+  for i, place in ipairs(places) do
+    local sum = sums[place]
+    for c = 1, width do is_large = is_large or sum[c] >= LARGE or sum[c] <= -LARGE end
+    places[i] = format(format_of[source], place, unpack(sum))
+  end
+  return (is_large and '+' or '') .. concat(places)
+end
+
+local function merge(old, new, field, is_large)
+  local source = sub(field, 2, 2)
+  if is_large or (old and byte(old) == 43) then return add_up((old or '') .. new, source) end
+  if not old then return new end
+  -- No row is longer than 80 characters: a place and at most four numbers below 2^53.
+  local last = match(sub(old, -80), '^.*;(%d+:[^;]*;)$') or old
+  local place, first = match(last, '^%d+'), match(new, '^%d+')
+  if place == first then
+    local pattern, rest = values_of[source], nil
+    local was, is = {match(last, pattern)}, {match(new, pattern)}
+    local width = WIDTHS[source]
     for c = 1, width do
-      if n[c] >= a.max_exact or n[c] <= -a.max_exact then return {'OVERFLOW', key} end
-      n[c] = string.format('%.0f', n[c])
+      local sum = was[c] + is[c]
+      if sum >= LARGE or sum <= -LARGE then return add_up(old .. new, source) end
+      was[c] = sum
     end
-    fields[#fields + 1] = string.format('%.0f', d[1])
-    fields[#fields + 1] = table.concat(n, ',')
+    return sub(old, 1, -#last - 1) .. format(format_of[source], place, unpack(was, 1, width)) .. sub(new, is[width + 1])
   end
-  writes[i] = {key, fields, fresh}
+  local text = old .. new
+  if tonumber(first) < tonumber(place) then
+    local letters = sub(field, 1, 2)
+    if #text > a.most_bytes[letters] and select(2, gsub(text, ';', '')) > a.most_rows[letters] then
+      return add_up(text, source)
+    end
+  end
+  return text
 end
 
-local function hset(key, fields)
-  for from = 1, #fields, 1000 do
-    redis.call('HSET', key, unpack(fields, from, math.min(from + 999, #fields)))
+local function hmget(key, fields, from, to)
+  if to - from < PART then return call('HMGET', key, unpack(fields, from, to)) end
+  local out = {}
+  for start = from, to, PART do
+    local part = call('HMGET', key, unpack(fields, start, min(start + PART - 1, to)))
+    for i = 1, #part do out[start - from + i] = part[i] end
+  end
+  return out
+end
+
+-- Chunks whose every bucket has left the retention, of the frequencies that get a new chunk now.
+local function gone_chunks(key, i, fresh)
+  local gone = {}
+  for _, field in ipairs(call('HKEYS', key)) do
+    local oldest = fresh[byte(field)] and a.oldest[sub(field, 1, 1)]
+    if oldest and tonumber(sub(field, 3)) < oldest[i] then gone[#gone + 1] = field end
+  end
+  return gone
+end
+
+local first_sums = first_ids + a.ids_keys
+local fields, rows, counts = a.fields, a.rows, a.counts
+local writes, gone = {}, {}
+local from = 1
+for i = 1, #counts do
+  local key, to = KEYS[first_sums + i], from + counts[i] - 1
+  local old, pairs_, fresh = hmget(key, fields, from, to), {}, nil
+  for j = from, to do
+    local field, was = fields[j], old[j - from + 1]
+    local text = merge(was, rows[j], field, large[j])
+    if not text then return {'OVERFLOW', key} end
+    if not was then
+      fresh = fresh or {}
+      fresh[byte(field)] = true
+    end
+    pairs_[#pairs_ + 1] = field
+    pairs_[#pairs_ + 1] = text
+  end
+  writes[i] = pairs_
+  if fresh then gone[i] = gone_chunks(key, i, fresh) end
+  from = to + 1
+end
+
+-- Writes.
+local function write(command, key, values)
+  local count = #values
+  if count > 0 and count <= PART then return call(command, key, unpack(values)) end
+  for start = 1, count, PART do
+    call(command, key, unpack(values, start, min(start + PART - 1, count)))
   end
 end
 
-local sequence = string.format('%.0f', tonumber(stored[3]) + 1)
-for i, w in ipairs(writes) do
-  hset(w[1], w[2])
-  -- Slow items pay for what exists: buckets that have left the retention go once there are more than it can hold.
-  if w[3] and redis.call('HLEN', w[1]) > a.sums[i][2] then
-    local gone = {}
-    for _, bucket in ipairs(redis.call('HKEYS', w[1])) do
-      if tonumber(bucket) < a.sums[i][1] then gone[#gone + 1] = bucket end
-    end
-    for from = 1, #gone, 1000 do
-      redis.call('HDEL', w[1], unpack(gone, from, math.min(from + 999, #gone)))
-    end
-  end
+local sequence = format('%.0f', tonumber(stored[3]) + 1)
+for i = 1, #writes do
+  local key = KEYS[first_sums + i]
+  write('HSET', key, writes[i])
+  if gone[i] then write('HDEL', key, gone[i]) end
 end
-hset(KEYS[2], a.items)
-hset(KEYS[3], a.products)
+write('HSET', KEYS[2], a.items)
+write('HSET', KEYS[3], a.products)
 local marks = {}
 for _, item in ipairs(a.dirty) do
   marks[#marks + 1] = item
   marks[#marks + 1] = sequence
 end
-for i = 1, a.dirty_freqs do hset(KEYS[3 + i], marks) end
-local fields = {'sequence', sequence}
+for i = 1, a.dirty_freqs do write('HSET', KEYS[3 + i], marks) end
+for _, entry in ipairs(a.ids) do
+  if entry[4] > 0 then write('SADD', KEYS[first_ids + entry[4]], entry[2]) end
+end
+for _, key in ipairs(a.ids_gone) do call('UNLINK', KEYS[first_ids + key]) end
+local about = {'sequence', sequence}
 for _, p in ipairs(a.positions) do
-  fields[#fields + 1] = 'position:' .. p[1]
-  fields[#fields + 1] = string.format('%.0f', p[3])
+  about[#about + 1] = 'position:' .. p[1]
+  about[#about + 1] = format('%.0f', p[3])
 end
 for _, n in ipairs(a.newest) do
-  fields[#fields + 1] = 'newest:' .. n[1]
-  fields[#fields + 1] = string.format('%.0f', n[2])
+  about[#about + 1] = 'newest:' .. n[1]
+  about[#about + 1] = format('%.0f', n[2])
 end
-redis.call('HSET', meta, unpack(fields))
+for i = 1, #a.ids_kept, 2 do
+  about[#about + 1] = 'ids:' .. a.ids_kept[i]
+  about[#about + 1] = a.ids_kept[i + 1]
+end
+write('HSET', meta, about)
 return {'OK', sequence}

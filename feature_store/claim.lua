@@ -6,7 +6,7 @@
 local meta = KEYS[1]
 local layout = redis.call('HGET', meta, 'layout')
 if layout then
-  if tonumber(layout) > tonumber(ARGV[2]) then return {'LAYOUT', layout} end
+  if layout ~= ARGV[2] then return {'LAYOUT', layout} end
   local count = redis.call('HGET', meta, 'partition_count')
   if count ~= ARGV[3] then return {'PARTITIONS', count} end
 else

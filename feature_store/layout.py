@@ -1,23 +1,26 @@
-"""What stands in Redis: every key and every value, layout version 1. No I/O here.
+"""What stands in Redis: every key and every value, layout version 2. No I/O here.
 
 All keys of partition `p` begin with the hash tag `{namespace:p}`, so one script can touch them on Redis Cluster too.
 All keys but `meta` carry the partition's *incarnation*: when `meta` was lost, a new incarnation begins and leftovers
 of the old one are never added to. Everything reads well in redis-cli:
 
     {ns:p}:meta                        hash   layout, partition_count, owner, incarnation, sequence (scripts applied),
-                                              position:TOPIC (next offset), newest:SOURCE (event time, ms)
-    {ns:p}:INC:items                   hash   item_id -> JSON of items.Item
+                                              position:TOPIC (next offset), newest:SOURCE (event time, ms),
+                                              ids:SOURCE (generations of ids that stand: "12 13")
+    {ns:p}:INC:items                   hash   item_id -> JSON [product_id, location_id, first and last event, ms]
     {ns:p}:INC:products                hash   product_id -> JSON of items.ProductState
     {ns:p}:INC:dirty:FREQ              hash   item_id -> sequence of the script that last touched it: a forecast is owed
-    {ns:p}:INC:forecasts:FREQ          hash   item_id -> JSON of ForecastSummary: the last forecast sent
-    {ns:p}:INC:sums:FREQ:SERIES        hash   bucket -> "units,returned_units,…": FEATURES in order, integers in
-                                              units_per_one-ths; SERIES is the item_id of (product, location)
+    {ns:p}:INC:forecasts:FREQ          hash   item_id -> the last forecast sent; see ForecastSummary
+    {ns:p}:INC:sums:SERIES             hash   chunks of bucket sums; see chunks.py. SERIES is the item_id of
+                                              (product, location)
+    {ns:p}:INC:ids:SOURCE:GENERATION   set    event_ids counted, by stretch of event time: to know duplicates by
 
-No key has a TTL: retention follows event time, and apply.lua drops buckets that the caller says have left it.
+No key has a TTL: retention follows event time, and apply.lua drops what the caller says has left it.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -26,8 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feature_store.features import FEATURES
+from feature_store.items import Item
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 STORED_FREQS: tuple[str, ...] = ("5m", "1h", "1d")
 # Lua's numbers are doubles: integers are exact below 2^53. A sum that would pass it is refused before any write.
 MAX_EXACT = 2**53
@@ -35,8 +39,39 @@ MAX_EXACT = 2**53
 MAX_KEYS = 2000
 
 
+def _columns(source: str) -> slice:
+    own = [column for column, feature in enumerate(FEATURES) if feature.source == source]
+    assert own == list(range(own[0], own[0] + len(own))), f"features of {source} must stand side by side"
+    return slice(own[0], own[0] + len(own))
+
+
+SOURCES: tuple[str, ...] = ("orders", "clicks", "reviews")
+# The columns of FEATURES that events of each source fill.
+SOURCE_FEATURES: dict[str, slice] = {source: _columns(source) for source in SOURCES}
+
+
+class SourceSums(NamedTuple):
+    """What one source adds at one stored frequency. Sorted by series, then bucket; no (series, bucket) twice."""
+
+    freq: str
+    source: str
+    series: NDArray[np.int64]  # (row,): index into the batch's series
+    bucket: NDArray[np.int64]  # (row,)
+    values: NDArray[np.int64]  # (row, feature of the source), in units_per_one-ths
+
+
+class EventIds(NamedTuple):
+    """Ids of a batch's events of one source and generation; no id twice in a batch."""
+
+    source: str
+    generation: int  # event time // the window in which duplicates are looked for
+    ids: Sequence[str]
+
+
 class ForecastSummary(msgspec.Struct, frozen=True):
-    """The last forecast of an item and frequency, as kept in Redis. Quantities in units."""
+    """The last forecast of an item and frequency. Quantities in units, one a step; the first step is the running
+    bucket and the others follow it. Redis keeps quantities in hundredths, as a JSON array: the fields before the
+    quantities in the order of `_SummaryRow`, then the quantities by step."""
 
     forecast_id: str
     revision: int
@@ -46,21 +81,46 @@ class ForecastSummary(msgspec.Struct, frozen=True):
     model_name: str
     model_version: str
     degraded: bool
-    bucket_start: list[int]
     mean: list[float]
     q10: list[float]
     q50: list[float]
     q90: list[float]
 
 
-class SeriesSums(NamedTuple):
-    """What to add to one series at one frequency, and what may be dropped from it."""
+class _SummaryRow(msgspec.Struct, array_like=True, frozen=True):
+    """Revision and bucket come first: a claim reads no further."""
 
-    freq: str
-    series_id: str
-    oldest_kept: int
-    most_kept: int
-    rows: list[list[int]]  # bucket, then one delta a feature
+    revision: int
+    running_bucket: int
+    forecast_id: str
+    cutoff: int
+    issued_at: int
+    model_name: str
+    model_version: str
+    degraded: bool
+    mean: list[int]
+    q10: list[int]
+    q50: list[int]
+    q90: list[int]
+
+
+class _HeadRow(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    revision: int
+    running_bucket: int
+
+
+class _ItemRow(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    product_id: str
+    location_id: str
+    first_event_ms: int
+    last_event_ms: int
+
+
+_HUNDREDTHS = 100
+_encode = msgspec.json.Encoder().encode
+_decode_item = msgspec.json.Decoder(_ItemRow).decode
+_decode_head = msgspec.json.Decoder(_HeadRow).decode
+_decode_summary = msgspec.json.Decoder(_SummaryRow).decode
 
 
 class Keys:
@@ -81,30 +141,75 @@ class Keys:
         """Summaries of the last forecasts sent."""
         return f"{self._prefix}:forecasts:{freq}"
 
-    def sums(self, freq: str, series_id: str) -> str:
+    def sums(self, series_id: str) -> str:
         """Bucket sums of one series."""
-        return f"{self._prefix}:sums:{freq}:{series_id}"
+        return f"{self._prefix}:sums:{series_id}"
+
+    def ids(self, source: str, generation: int) -> str:
+        """Event ids counted."""
+        return f"{self._prefix}:ids:{source}:{generation}"
 
 
-def unpack_sums(
-    hashes: Sequence[Sequence[bytes]],
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Read the replies of HGETALL on sums keys.
+def pack_item(item: Item) -> str:
+    """The value of an item; its field is the item_id."""
+    return _encode((item.product_id, item.location_id, item.first_event_ms, item.last_event_ms)).decode()
 
-    Args:
-        hashes: for each key the flat reply bucket, row, bucket, row, …
 
-    Returns:
-        int64 (row,): index of the key the row came from; int64 (row,): bucket; int64 (row, feature): sums.
-    """
-    lengths = [len(flat) // 2 for flat in hashes]
-    origin = np.repeat(np.arange(len(hashes)), lengths)
-    text = b",".join(part for flat in hashes for part in flat)
-    numbers = np.fromstring(text.decode("ascii"), dtype=np.int64, sep=",") if text else np.empty(0, np.int64)
-    table = numbers.reshape(-1, 1 + len(FEATURES))
-    return origin.astype(np.int64), table[:, 0], table[:, 1:]
+def unpack_item(item_id: str, value: bytes) -> Item:
+    """Strings that are the same share their memory: there may be a hundred thousand items."""
+    row = _decode_item(value)
+    product_id = item_id if row.product_id == item_id else row.product_id
+    return Item(item_id, product_id, sys.intern(row.location_id), row.first_event_ms, row.last_event_ms)
+
+
+def pack_summary(summary: ForecastSummary) -> str:
+    """The value of a forecast. Quantities lose what is below a hundredth of a unit."""
+    row = _SummaryRow(
+        revision=summary.revision,
+        running_bucket=summary.running_bucket,
+        forecast_id=summary.forecast_id,
+        cutoff=summary.cutoff,
+        issued_at=summary.issued_at,
+        model_name=summary.model_name,
+        model_version=summary.model_version,
+        degraded=summary.degraded,
+        mean=_to_hundredths(summary.mean),
+        q10=_to_hundredths(summary.q10),
+        q50=_to_hundredths(summary.q50),
+        q90=_to_hundredths(summary.q90),
+    )
+    return _encode(row).decode()
+
+
+def unpack_summary(value: bytes) -> ForecastSummary:
+    """The reverse of pack_summary."""
+    row = _decode_summary(value)
+    return ForecastSummary(
+        forecast_id=row.forecast_id,
+        revision=row.revision,
+        running_bucket=row.running_bucket,
+        cutoff=row.cutoff,
+        issued_at=row.issued_at,
+        model_name=row.model_name,
+        model_version=row.model_version,
+        degraded=row.degraded,
+        mean=[hundredths / _HUNDREDTHS for hundredths in row.mean],
+        q10=[hundredths / _HUNDREDTHS for hundredths in row.q10],
+        q50=[hundredths / _HUNDREDTHS for hundredths in row.q50],
+        q90=[hundredths / _HUNDREDTHS for hundredths in row.q90],
+    )
+
+
+def unpack_head(value: bytes) -> tuple[int, int]:
+    """Revision and running bucket of a forecast."""
+    row = _decode_head(value)
+    return row.revision, row.running_bucket
 
 
 def pack_hash(fields: Mapping[str, str]) -> list[str]:
     """A mapping as the flat list that HSET takes."""
     return [part for field_value in fields.items() for part in field_value]
+
+
+def _to_hundredths(quantities: Sequence[float]) -> list[int]:
+    return [round(quantity * _HUNDREDTHS) for quantity in quantities]

@@ -1,19 +1,56 @@
--- Read the sums of many series together with the positions that say which events are in them.
+-- Read chunks of sums of many series together with the positions that say which events are in them.
 --
--- KEYS[1]   {ns:p}:meta                 compared and read
--- KEYS[2]   {ns:p}:INC:dirty:FREQ       read
--- KEYS[3..] {ns:p}:INC:sums:FREQ:SERIES read
--- ARGV[1]   MessagePack: owner, incarnation, items {item_id}
--- Returns   {'OK', flat meta, {mark or false}, {flat sums}, …} | {'FENCED'} | {'BEHIND'}
+-- KEYS[1]   {ns:p}:meta            compared and read
+-- KEYS[2]   {ns:p}:INC:dirty:FREQ  read
+-- KEYS[3..] {ns:p}:INC:sums:SERIES read
+-- ARGV[1]   MessagePack: owner, incarnation, items {item_id}, fields {chunk}, sources (count): the fields of each
+--           source stand together and are equally many
+-- Returns   {'OK', flat meta, marks, and for each source: chunks, texts} | {'FENCED'} | {'BEHIND'}
+--           marks "12,,13": a mark or nothing for each item. chunks "0,1,7": which chunks stand, numbered through the
+--           chunks of the first series, of the second …; texts: theirs, one a line. Few long strings: a client takes
+--           longer to read many short ones than Lua takes to join them.
 local a = cmsgpack.unpack(ARGV[1])
 local stored = redis.call('HMGET', KEYS[1], 'owner', 'incarnation')
 if not stored[1] or stored[2] ~= a.incarnation then return {'BEHIND'} end
 if stored[1] ~= a.owner then return {'FENCED'} end
-local marks = {}
-for from = 1, #a.items, 1000 do
-  local part = redis.call('HMGET', KEYS[2], unpack(a.items, from, math.min(from + 999, #a.items)))
-  for _, mark in ipairs(part) do marks[#marks + 1] = mark end
+
+local PART = 1000
+local function hmget(key, fields)
+  local count = #fields
+  if count == 0 then return {} end
+  if count <= PART then return redis.call('HMGET', key, unpack(fields)) end
+  local out = {}
+  for from = 1, count, PART do
+    local part = redis.call('HMGET', key, unpack(fields, from, math.min(from + PART - 1, count)))
+    for i = 1, #part do out[from + i - 1] = part[i] end
+  end
+  return out
 end
-local reply = {'OK', redis.call('HGETALL', KEYS[1]), marks}
-for i = 3, #KEYS do reply[i + 1] = redis.call('HGETALL', KEYS[i]) end
+
+local marks = hmget(KEYS[2], a.items)
+for i = 1, #marks do marks[i] = marks[i] or '' end
+
+local each = #a.fields / a.sources
+local chunks, texts = {}, {}
+for s = 1, a.sources do chunks[s], texts[s] = {}, {} end
+for i = 3, #KEYS do
+  local found = hmget(KEYS[i], a.fields)
+  local before = (i - 3) * each
+  for s = 1, a.sources do
+    local own_chunks, own_texts, first = chunks[s], texts[s], (s - 1) * each
+    for c = 1, each do
+      local text = found[first + c]
+      if text then
+        own_chunks[#own_chunks + 1] = before + c - 1
+        own_texts[#own_texts + 1] = text
+      end
+    end
+  end
+end
+
+local reply = {'OK', redis.call('HGETALL', KEYS[1]), table.concat(marks, ',')}
+for s = 1, a.sources do
+  reply[#reply + 1] = table.concat(chunks[s], ',')
+  reply[#reply + 1] = table.concat(texts[s], '\n')
+end
 return reply

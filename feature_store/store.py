@@ -8,84 +8,73 @@ its reply got lost is recognised by its positions.
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import logging
-import random
-import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-import redis.asyncio as redis_asyncio
 from numpy.typing import NDArray
-from redis import exceptions as redis_errors
-from redis.asyncio.cluster import RedisCluster
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
+from feature_store.chunks import (
+    SCRIPT_LIMITS,
+    ChunkTexts,
+    chunk_fields,
+    oldest_chunks,
+    pack_sums,
+    unpack_chunks,
+    unpack_hash,
+)
 from feature_store.events import item_id_of
-from feature_store.features import FEATURES, BucketRows
+from feature_store.features import BucketRows
+from feature_store.fitness import layout_refusal, partition_findings, partitions_refusal, server_findings
 from feature_store.items import Item, ProductState
 from feature_store.layout import (
     LAYOUT_VERSION,
-    MAX_EXACT,
     MAX_KEYS,
-    STORED_FREQS,
+    SOURCES,
+    EventIds,
     ForecastSummary,
     Keys,
-    SeriesSums,
+    SourceSums,
     pack_hash,
-    unpack_sums,
+    pack_item,
+    pack_summary,
+    unpack_head,
+    unpack_item,
+    unpack_summary,
+)
+from feature_store.redis_calls import REDIS_ERRORS, RedisCalls, flat
+from feature_store.seen_ids import ids_fields, plan_ids
+from feature_store.store_errors import (
+    BehindError,
+    DuplicateEventsError,
+    FencedError,
+    StoreClosedError,
+    StoreError,
+    StoreRefusedError,
+    SumOverflowError,
 )
 
-logger = logging.getLogger(__name__)
-
-_RETRY_FIRST_S, _RETRY_MOST_S = 0.05, 2.0
-_AWAY = (
-    redis_errors.ConnectionError,
-    redis_errors.TimeoutError,
-    redis_errors.BusyLoadingError,
-    redis_errors.ReadOnlyError,
-    redis_errors.TryAgainError,
-    redis_errors.ClusterDownError,
-    redis_errors.MasterDownError,
-    redis_errors.OutOfMemoryError,  # raised before a script's first write; passes when memory is freed or added
-    OSError,
-)
-# The same inside a script: Redis before 7 wraps the error of a command in one of its own, and redis-py has no class for
-# two of them. They all come before a script's first write.
-_AWAY_TEXT = re.compile(r"(^|-)(OOM|READONLY|MISCONF|NOREPLICAS|TRYAGAIN|CLUSTERDOWN|MASTERDOWN) ")
-# What methods that do not wait for Redis raise when it can't be reached or refuses.
-REDIS_ERRORS: tuple[type[Exception], ...] = (redis_errors.RedisError, OSError)
-
-
-class StoreError(Exception):
-    """Something is wrong with the feature store that trying again does not mend."""
-
-
-class StoreRefusedError(StoreError):
-    """This Redis, or what stands in it, must not be used; the message names the remedy."""
-
-
-class SumOverflowError(StoreError):
-    """A sum would pass 2^53 and no longer be exact; nothing was written."""
-
-
-class FencedError(StoreError):
-    """Another worker has claimed the partition since."""
-
-
-class BehindError(StoreError):
-    """Redis does not stand where this worker left it: it was emptied or rolled back. Claim again and rebuild."""
-
-
-class StoreClosedError(StoreError):
-    """The store was closed while a call was waiting for Redis."""
+__all__ = [
+    "REDIS_ERRORS",
+    "Batch",
+    "BehindError",
+    "Claim",
+    "Done",
+    "DuplicateEventsError",
+    "FeatureStore",
+    "FencedError",
+    "Found",
+    "Heads",
+    "SeriesRead",
+    "StoreClosedError",
+    "StoreError",
+    "StoreRefusedError",
+    "SumOverflowError",
+]
 
 
 class Heads(NamedTuple):
@@ -95,14 +84,13 @@ class Heads(NamedTuple):
     running_bucket: int
 
 
-class _HeadFields(msgspec.Struct):
-    revision: int
-    running_bucket: int
-
-
 @dataclass
 class Claim:
-    """A partition held: the token that proves it, and all that a lane keeps in memory of Redis."""
+    """A partition held: the token that proves it, and all that a lane keeps in memory of Redis.
+
+    `generations` are those whose ids of events stand, by source; `FeatureStore.apply` keeps them up to date, all else
+    is the lane's to keep.
+    """
 
     partition: int
     owner: str
@@ -113,17 +101,30 @@ class Claim:
     products: dict[str, ProductState] = field(default_factory=dict)
     dirty: dict[str, dict[str, int]] = field(default_factory=dict)
     heads: dict[str, dict[str, Heads]] = field(default_factory=dict)
+    generations: dict[str, set[int]] = field(default_factory=dict)
 
 
 class Batch(NamedTuple):
-    """One atomic step of a lane. `positions` maps topic to (position before, position after); -1 = none yet."""
+    """One atomic step of a lane.
+
+    positions: by topic (position before, position after); -1 = none yet.
+    series: distinct series_ids, indexed by `sums`.
+    oldest_kept: by stored frequency, for each of the series the oldest bucket that is kept: int64 (series,). Chunks
+        whose every bucket is older go when the series gets a new chunk of that frequency.
+    event_ids: ids of the batch's events, to know by whether one was counted before.
+    oldest_generation: by source; ids of earlier generations go.
+    """
 
     positions: Mapping[str, tuple[int, int]]
     newest: Mapping[str, int]
     items: Mapping[str, Item]
     products: Mapping[str, ProductState]
     dirty: Sequence[str]
-    sums: Sequence[SeriesSums]
+    series: Sequence[str] = ()
+    sums: Sequence[SourceSums] = ()
+    oldest_kept: Mapping[str, NDArray[np.int64]] = MappingProxyType({})
+    event_ids: Sequence[EventIds] = ()
+    oldest_generation: Mapping[str, int] = MappingProxyType({})
 
 
 class SeriesRead(NamedTuple):
@@ -132,7 +133,7 @@ class SeriesRead(NamedTuple):
     positions: dict[str, int]
     newest: dict[str, int]
     marks: list[int | None]
-    rows: BucketRows  # `item` is the index of the series asked for
+    rows: BucketRows  # `item` is the index of the series asked for; rows of a bucket may repeat and add up
 
 
 class Done(NamedTuple):
@@ -164,117 +165,86 @@ class FeatureStore:
         forecast_freqs: Sequence[str],
         cluster: bool = False,
     ) -> None:
-        options: dict[str, Any] = {"socket_timeout": 10.0, "socket_connect_timeout": 2.0}
-        if not cluster:  # one loop of tries is enough, and `_when_back` tells of outages
-            options["retry"] = Retry(NoBackoff(), 0)
-        self._redis: Any = (
-            RedisCluster.from_url(url, **options) if cluster else redis_asyncio.Redis.from_url(url, **options)
-        )
-        self._url = url
+        self._calls = RedisCalls(url, cluster=cluster)
         self._namespace = namespace
         self._partition_count = partition_count
         self._forecast_freqs = tuple(forecast_freqs)
-        self._closed = False
-        self._away_since: float | None = None
 
     async def close(self) -> None:
         """Close the connections. Calls still waiting for Redis raise StoreClosedError."""
-        self._closed = True
-        await self._redis.aclose()
+        await self._calls.close()
 
     async def check_server(self) -> list[str]:
         """What makes this Redis unfit, one sentence a finding with its remedy. Empty = fit. Raises OSError-like
         redis errors when it can't be reached."""
-        findings = []
-        try:
-            info = await self._redis.info("server")
-            info = info if "redis_version" in info else next(iter(info.values()))
-            if tuple(int(part) for part in info["redis_version"].split(".")[:2]) < (6, 2):
-                findings.append(f"Redis {info['redis_version']} is too old: use Redis 6.2 or newer, or Valkey.")
-            policy = (await self._redis.config_get("maxmemory-policy")).get("maxmemory-policy")
-            if policy not in (None, "noeviction"):
-                findings.append(
-                    f"maxmemory-policy is {policy}: Redis would throw features away when memory runs short. "
-                    "Set 'maxmemory-policy noeviction'."
-                )
-        except redis_errors.ResponseError as error:
-            logger.warning("Redis does not let its configuration be read (%s); check maxmemory-policy by hand", error)
+        redis = self._calls.redis
+        findings = await server_findings(redis)
         for partition in range(self._partition_count):
-            meta = _text_map(_flat(await self._redis.hgetall(Keys(self._namespace, partition).meta)))
-            findings += self._refusals(partition, meta)
+            meta = _text_map(flat(await redis.hgetall(Keys(self._namespace, partition).meta)))
+            findings += partition_findings(partition, meta, self._partition_count)
         return findings
-
-    def _refusals(self, partition: int, meta: Mapping[str, str]) -> list[str]:
-        if not meta:
-            return []
-        if int(meta["layout"]) > LAYOUT_VERSION:
-            return [_layout_refusal(partition, meta["layout"])]
-        if int(meta["partition_count"]) != self._partition_count:
-            return [_partitions_refusal(partition, meta["partition_count"], self._partition_count)]
-        return []
 
     async def refuse_unfit_server(self) -> None:
         """Wait for Redis if it is away, then raise StoreRefusedError when it must not be used; names each remedy."""
-        findings = await self._when_back(self.check_server)
+        findings = await self._calls.when_back(self.check_server)
         if findings:
             raise StoreRefusedError(" ".join(findings))
 
     async def peek_positions(self, partition: int) -> dict[str, int]:
         """Positions as they stand, without claiming. Empty when the partition has none."""
-        meta = await self._when_back(lambda: self._redis.hgetall(Keys(self._namespace, partition).meta))
-        return _numbers(_text_map(_flat(meta)), "position:")
+        meta = await self._hash(Keys(self._namespace, partition).meta)
+        return _numbers({name: value.decode() for name, value in meta.items()}, "position:")
 
     async def claim(self, partition: int) -> Claim:
         """Take the partition over: whoever held it is fenced from now on.
 
         Raises:
-            StoreRefusedError: stored by a newer layout, or for another number of partitions.
+            StoreRefusedError: stored by another layout, or for another number of partitions.
         """
         owner, incarnation = secrets.token_hex(8), secrets.token_hex(4)
         meta_key = Keys(self._namespace, partition).meta
         arguments = [owner, LAYOUT_VERSION, self._partition_count, incarnation]
-        reply = await self._run("claim", [meta_key], arguments)
+        reply = await self._calls.run("claim", [meta_key], arguments)
         if reply[0] == b"LAYOUT":
-            raise StoreRefusedError(_layout_refusal(partition, reply[1].decode()))
+            raise StoreRefusedError(layout_refusal(partition, reply[1].decode()))
         if reply[0] == b"PARTITIONS":
-            raise StoreRefusedError(_partitions_refusal(partition, reply[1].decode(), self._partition_count))
+            raise StoreRefusedError(partitions_refusal(partition, reply[1].decode(), self._partition_count))
         meta = _text_map(reply[1])
         claim = Claim(partition, owner, meta["incarnation"], _numbers(meta, "position:"), _numbers(meta, "newest:"))
+        claim.generations = {source: {int(g) for g in meta.get(f"ids:{source}", "").split()} for source in SOURCES}
         await self._load(claim)
         return claim
 
     async def _load(self, claim: Claim) -> None:
         keys = self._keys(claim)
         for item_id, raw in (await self._hash(keys.items)).items():
-            claim.items[item_id] = msgspec.json.decode(raw, type=Item)
+            claim.items[item_id] = unpack_item(item_id, raw)
         for product_id, raw in (await self._hash(keys.products)).items():
             claim.products[product_id] = msgspec.json.decode(raw, type=ProductState)
         for freq in self._forecast_freqs:
             claim.dirty[freq] = {item_id: int(mark) for item_id, mark in (await self._hash(keys.dirty(freq))).items()}
-            heads = {
-                item_id: msgspec.json.decode(raw, type=_HeadFields)
-                for item_id, raw in (await self._hash(keys.forecasts(freq))).items()
+            claim.heads[freq] = {
+                item_id: Heads(*unpack_head(raw)) for item_id, raw in (await self._hash(keys.forecasts(freq))).items()
             }
-            claim.heads[freq] = {item_id: Heads(h.revision, h.running_bucket) for item_id, h in heads.items()}
 
     async def _hash(self, key: str) -> dict[str, bytes]:
-        reply = await self._when_back(lambda: self._redis.hgetall(key))
-        flat = _flat(reply)
-        return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
+        parts = flat(await self._calls.when_back(lambda: self._calls.redis.hgetall(key)))
+        return {name.decode(): value for name, value in zip(parts[::2], parts[1::2], strict=True)}
 
     async def apply(self, claim: Claim, batch: Batch) -> int:
         """Add a batch and move its positions, or nothing. Returns the sequence that marks the touched items.
 
         Raises:
-            FencedError, BehindError: nothing was written; see the classes.
-            SumOverflowError: see the class.
+            FencedError, BehindError, DuplicateEventsError, SumOverflowError: nothing was written; see the classes.
             StoreError: the batch touches too many keys.
         """
         if not any(after > before for before, after in batch.positions.values()):
             raise ValueError("a batch that moves no position would count twice when its reply gets lost")
         keys = self._keys(claim)
+        packed = pack_sums(batch.sums)
+        ids = plan_ids(batch.event_ids, batch.oldest_generation, claim.generations, keys)
         names = [keys.meta, keys.items, keys.products, *(keys.dirty(freq) for freq in self._forecast_freqs)]
-        names += [keys.sums(sums.freq, sums.series_id) for sums in batch.sums]
+        names += [*ids.keys, *(keys.sums(batch.series[series]) for series in packed.series)]
         if len(names) > MAX_KEYS:
             raise StoreError(f"a batch touches {len(names)} keys, the limit of one script is {MAX_KEYS}")
         arguments = {
@@ -282,24 +252,41 @@ class FeatureStore:
             "incarnation": claim.incarnation,
             "positions": [[topic, before, after] for topic, (before, after) in batch.positions.items()],
             "newest": list(batch.newest.items()),
-            "items": pack_hash({name: _json(item) for name, item in batch.items.items()}),
+            "items": pack_hash({name: pack_item(item) for name, item in batch.items.items()}),
             "products": pack_hash({name: _json(state) for name, state in batch.products.items()}),
             "dirty": list(batch.dirty),
             "dirty_freqs": len(self._forecast_freqs),
-            "max_exact": MAX_EXACT,
-            "features": len(FEATURES),
-            "sums": [[sums.oldest_kept, sums.most_kept, *sums.rows] for sums in batch.sums],
+            "counts": packed.counts,
+            "fields": packed.fields,
+            "rows": packed.rows,
+            "large": packed.large,
+            "oldest": oldest_chunks(batch.oldest_kept, packed.series),
+            "ids": ids.entries,
+            "ids_keys": len(ids.keys),
+            "ids_kept": ids_fields(ids.generations),
+            "ids_gone": ids.gone,
+            **SCRIPT_LIMITS,
         }
-        reply = await self._run("apply", names, [msgspec.msgpack.encode(arguments)])
+        reply = await self._calls.run("apply", names, [msgspec.msgpack.encode(arguments)])
+        if reply[0] == b"DUPLICATES":
+            raise DuplicateEventsError(_by_source(reply[1:]))
         if reply[0] == b"OVERFLOW":
             raise SumOverflowError(
                 f"a sum in {reply[1].decode()} would pass 2^53 and no longer be exact; nothing was written"
             )
         _raise_if_not_owner(reply[0], claim)
+        claim.generations.update(ids.generations)
         return int(reply[1])
 
-    async def read(
-        self, claim: Claim, freq: str, items: Sequence[str], series: Sequence[tuple[str, str]]
+    async def read(  # noqa: PLR0913 - what is asked for, of whom, and from when to when
+        self,
+        claim: Claim,
+        freq: str,
+        items: Sequence[str],
+        stored: str,
+        series: Sequence[str],
+        first_bucket: int,
+        last_bucket: int,
     ) -> SeriesRead:
         """Sums of many series in one round trip, with the positions that say which events are in them.
 
@@ -307,16 +294,30 @@ class FeatureStore:
             claim: the partition held.
             freq: forecast frequency whose marks are read.
             items: item_ids whose marks are wanted, in the order of `SeriesRead.marks`.
-            series: (stored freq, series_id) pairs, at most MAX_KEYS - 2; `SeriesRead.rows.item` counts in their order.
+            stored: stored frequency whose sums are read.
+            series: series_ids, at most MAX_KEYS - 2; `SeriesRead.rows.item` counts in their order.
+            first_bucket, last_bucket: both included; rows of buckets a little outside may come with them.
         """
         keys = self._keys(claim)
-        names = [keys.meta, keys.dirty(freq), *(keys.sums(*pair) for pair in series)]
-        arguments = {"owner": claim.owner, "incarnation": claim.incarnation, "items": list(items)}
-        reply = await self._run("read", names, [msgspec.msgpack.encode(arguments)])
+        names = [keys.meta, keys.dirty(freq), *map(keys.sums, series)]
+        first_chunk, chunks, fields = chunk_fields(stored, first_bucket, last_bucket)
+        arguments = {
+            "owner": claim.owner,
+            "incarnation": claim.incarnation,
+            "items": list(items),
+            "fields": fields,
+            "sources": len(SOURCES),
+        }
+        reply = await self._calls.run("read", names, [msgspec.msgpack.encode(arguments)])
         _raise_if_not_owner(reply[0], claim)
         meta = _text_map(reply[1])
-        marks = [None if mark is None else int(mark) for mark in reply[2]]
-        rows = BucketRows(*unpack_sums(reply[3:]))
+        marks = [int(mark) if mark else None for mark in reply[2].split(b",")] if items else []
+        by_source = {}
+        for source, numbers, texts in zip(SOURCES, reply[3::2], reply[4::2], strict=True):
+            number = np.fromstring(numbers.decode(), dtype=np.int64, sep=",") if numbers else np.empty(0, np.int64)
+            series_of, chunk = np.divmod(number, chunks or 1)
+            by_source[source] = ChunkTexts(series_of, first_chunk + chunk, texts.split(b"\n") if texts else [])
+        rows = unpack_chunks(stored, by_source)
         return SeriesRead(_numbers(meta, "position:"), _numbers(meta, "newest:"), marks, rows)
 
     async def forecasts_done(self, claim: Claim, freq: str, done: Sequence[Done]) -> None:
@@ -326,86 +327,40 @@ class FeatureStore:
             [
                 d.item_id,
                 "" if d.mark is None else str(d.mark),
-                _json(d.summary) if d.summary else "",
+                pack_summary(d.summary) if d.summary else "",
             ]
             for d in done
         ]
         arguments = {"owner": claim.owner, "incarnation": claim.incarnation, "done": entries}
         names = [keys.meta, keys.dirty(freq), keys.forecasts(freq)]
-        reply = await self._run("forecasts_done", names, [msgspec.msgpack.encode(arguments)])
+        reply = await self._calls.run("forecasts_done", names, [msgspec.msgpack.encode(arguments)])
         _raise_if_not_owner(reply[0], claim)
 
     async def look_up(self, partition: int, product_id: str, location_id: str) -> Found | None:
         """What stands under an item, without claiming its partition; None when it has had no orders."""
-        meta = _text_map(_flat(await self._redis.hgetall(Keys(self._namespace, partition).meta)))
+        redis = self._calls.redis
+        meta = _text_map(flat(await redis.hgetall(Keys(self._namespace, partition).meta)))
         keys = Keys(self._namespace, partition, meta.get("incarnation", ""))
         item_id = item_id_of(product_id, location_id)
-        raw = await self._redis.hget(keys.items, item_id)
+        raw = await redis.hget(keys.items, item_id)
         if raw is None:
             return None
-        found = Found(meta, msgspec.json.decode(raw, type=Item), {}, {})
-        for freq in STORED_FREQS:
-            _, buckets, values = unpack_sums([_flat(await self._redis.hgetall(keys.sums(freq, item_id)))])
-            order = np.argsort(buckets)
-            found.sums[freq] = (buckets[order], values[order])
+        sums = unpack_hash(flat(await redis.hgetall(keys.sums(item_id))))
+        found = Found(meta, unpack_item(item_id, raw), {freq: rows[1:] for freq, rows in sums.items()}, {})
         for freq in self._forecast_freqs:
-            summary = await self._redis.hget(keys.forecasts(freq), item_id)
-            found.forecasts[freq] = summary and msgspec.json.decode(summary, type=ForecastSummary)
+            summary = await redis.hget(keys.forecasts(freq), item_id)
+            found.forecasts[freq] = unpack_summary(summary) if summary else None
         return found
 
     def _keys(self, claim: Claim) -> Keys:
         return Keys(self._namespace, claim.partition, claim.incarnation)
 
-    async def _run(self, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-        source, digest = _SCRIPTS[script]
 
-        async def call() -> Any:
-            try:
-                return await self._redis.evalsha(digest, len(keys), *keys, *arguments)
-            except redis_errors.NoScriptError:
-                # EVAL runs the source and caches it, on whichever cluster node holds the keys.
-                return await self._redis.eval(source, len(keys), *keys, *arguments)
-
-        return await self._when_back(call)
-
-    async def _when_back(self, call: Any) -> Any:
-        """Call, and call again with growing pauses while Redis is away. Logs an outage once at each end."""
-        pause = _RETRY_FIRST_S
-        while not self._closed:
-            try:
-                reply = await call()
-            except (
-                redis_errors.AuthenticationError
-            ) as error:  # a ConnectionError to redis-py, but waiting can't mend it
-                raise StoreRefusedError(f"Redis refuses user or password ({error}): check them in redis_url") from error
-            except (*_AWAY, redis_errors.ResponseError) as error:
-                if not isinstance(error, _AWAY) and not _AWAY_TEXT.search(str(error)):
-                    raise
-                self._note_away(error)
-                await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
-                pause = min(2 * pause, _RETRY_MOST_S)
-                continue
-            self._note_back()
-            return reply
-        raise StoreClosedError("the feature store was closed while Redis was away")
-
-    def _note_away(self, error: BaseException) -> None:
-        if self._away_since is None:
-            self._away_since = asyncio.get_running_loop().time()
-            logger.error("Redis is away (%s): batches are kept and tried again until it is back", error)
-
-    def _note_back(self) -> None:
-        if self._away_since is not None:
-            logger.warning("Redis is back after %.1f s", asyncio.get_running_loop().time() - self._away_since)
-            self._away_since = None
-
-
-def _read_script(name: str) -> tuple[str, str]:
-    source = (Path(__file__).parent / f"{name}.lua").read_text(encoding="utf-8")
-    return source, hashlib.sha1(source.encode()).hexdigest()  # noqa: S324 - Redis names scripts by SHA-1
-
-
-_SCRIPTS = {name: _read_script(name) for name in ("claim", "apply", "read", "forecasts_done")}
+def _by_source(flat_ids: Sequence[Any]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for source, ids in zip(flat_ids[::2], flat_ids[1::2], strict=True):
+        found.setdefault(source.decode(), set()).update(event_id.decode() for event_id in ids)
+    return found
 
 
 def _json(value: msgspec.Struct) -> str:
@@ -413,14 +368,8 @@ def _json(value: msgspec.Struct) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def _flat(reply: Any) -> list[bytes]:
-    if isinstance(reply, dict):
-        return [part for pair in reply.items() for part in pair]
-    return list(reply)
-
-
-def _text_map(flat: Sequence[bytes]) -> dict[str, str]:
-    return {key.decode(): value.decode() for key, value in zip(flat[::2], flat[1::2], strict=True)}
+def _text_map(parts: Sequence[bytes]) -> dict[str, str]:
+    return {key.decode(): value.decode() for key, value in zip(parts[::2], parts[1::2], strict=True)}
 
 
 def _numbers(meta: Mapping[str, str], prefix: str) -> dict[str, int]:
@@ -432,17 +381,3 @@ def _raise_if_not_owner(status: bytes, claim: Claim) -> None:
         raise FencedError(f"partition {claim.partition} has been claimed by another worker")
     if status == b"BEHIND":
         raise BehindError(f"partition {claim.partition}: Redis was emptied or rolled back since it was claimed")
-
-
-def _layout_refusal(partition: int, stored: str) -> str:
-    return (
-        f"partition {partition} was stored by layout {stored}, this version knows up to {LAYOUT_VERSION}: "
-        "run the newer shelfcast, or choose another namespace."
-    )
-
-
-def _partitions_refusal(partition: int, stored: str, configured: int) -> str:
-    return (
-        f"partition {partition} was stored for {stored} partitions, the topics now have {configured}: products would "
-        "change lanes. Go back to the old number, or choose another namespace and read the topics from the start."
-    )

@@ -95,7 +95,7 @@ class LocalRedis(LocalServer):
         return [str(self._binary or _preferred_redis()), *arguments]
 
     def _answers(self) -> bool:
-        try:  # by hand: redis-py has its home in feature_store/store.py
+        try:  # by hand: redis-py has its home in feature_store
             with socket.create_connection((HOST, self.port), timeout=1) as connection:
                 connection.sendall(b"PING\r\nINFO server\r\n")
                 replies = connection.makefile("rb")

@@ -88,7 +88,9 @@ def _forecast_table(freq: str, forecast: ForecastSummary, last: int, zone: str) 
     )
     for name in ("from", "mean", "10%", "median", "90%"):
         table.add_column(name, justify="left" if name == "from" else "right")
-    rows = zip(forecast.bucket_start, forecast.mean, forecast.q10, forecast.q50, forecast.q90, strict=True)
+    buckets = forecast.running_bucket + np.arange(len(forecast.mean))
+    starts = bucket_start_ms(freq, buckets, zone).tolist()
+    rows = zip(starts, forecast.mean, forecast.q10, forecast.q50, forecast.q90, strict=True)
     for n, (start, *values) in enumerate(rows):
         if n == last:
             break

@@ -5,16 +5,18 @@ import itertools
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
+import numpy as np
 import redis.asyncio as redis_asyncio
 
 from feature_store.features import FEATURES
 from feature_store.items import Item, ProductState
-from feature_store.layout import ForecastSummary, SeriesSums
+from feature_store.layout import SOURCE_FEATURES, STORED_FREQS, EventIds, ForecastSummary, SourceSums
 from feature_store.store import Batch, Claim, FeatureStore
 
 FREQS = ("1h", "1d")
+KEEP_ALL = np.iinfo(np.int64).min
 _counter = itertools.count()
 
 
@@ -59,23 +61,63 @@ def row(bucket: int, units: int) -> list[int]:
     return [bucket, units] + [0] * (len(FEATURES) - 1)
 
 
-def sums(series_id: str, *rows: list[int], freq: str = "1h", oldest_kept: int = 0, most_kept: int = 100) -> SeriesSums:
-    return SeriesSums(freq, series_id, oldest_kept, most_kept, list(rows))
+class Added(NamedTuple):
+    """What a step adds to one series at one frequency: rows as `row` makes them."""
+
+    freq: str
+    series_id: str
+    rows: Sequence[list[int]]
+    oldest_kept: int
+
+
+def sums(series_id: str, *rows: list[int], freq: str = "1h", oldest_kept: int = KEEP_ALL) -> Added:
+    return Added(freq, series_id, rows, oldest_kept)
+
+
+def by_source(added: Sequence[Added], series: Sequence[str]) -> list[SourceSums]:
+    """The rows as columns, source by source; a source whose features are all zero in a row has none."""
+    out = []
+    for freq, (source, columns) in itertools.product(STORED_FREQS, SOURCE_FEATURES.items()):
+        rows = sorted(
+            (series.index(a.series_id), r[0], r[1:][columns]) for a in added if a.freq == freq for r in a.rows
+        )
+        rows = [r for r in rows if any(r[2])]
+        if rows:
+            numbers, buckets, values = zip(*rows, strict=True)
+            out.append(SourceSums(freq, source, np.array(numbers), np.array(buckets), np.array(values)))
+    return out
 
 
 def batch(
     claim: Claim,
     after: Mapping[str, int],
-    added: Sequence[SeriesSums] = (),
+    added: Sequence[Added] = (),
     *,
     dirty: Sequence[str] = (),
     items: Mapping[str, Item] | None = None,
     products: Mapping[str, ProductState] | None = None,
     newest: Mapping[str, int] | None = None,
+    event_ids: Sequence[EventIds] = (),
+    oldest_generation: Mapping[str, int] | None = None,
 ) -> Batch:
     """A step from where the claim stands to the positions `after`."""
     positions = {topic: (claim.positions.get(topic, -1), offset) for topic, offset in after.items()}
-    return Batch(positions, newest or {}, items or {}, products or {}, dirty, added)
+    series = list(dict.fromkeys(a.series_id for a in added))
+    oldest = {freq: np.full(len(series), KEEP_ALL) for freq in STORED_FREQS}
+    for a in added:
+        oldest[a.freq][series.index(a.series_id)] = a.oldest_kept
+    return Batch(
+        positions,
+        newest or {},
+        items or {},
+        products or {},
+        dirty,
+        series,
+        by_source(added, series),
+        oldest,
+        event_ids,
+        oldest_generation or {},
+    )
 
 
 async def apply(store: FeatureStore, claim: Claim, step: Batch) -> int:
@@ -85,12 +127,16 @@ async def apply(store: FeatureStore, claim: Claim, step: Batch) -> int:
     return sequence
 
 
-async def cells(store: FeatureStore, claim: Claim, freq: str, series: Sequence[str]) -> dict[str, dict[int, list[int]]]:
-    """All that stands under some series: bucket -> sums."""
-    found = (await store.read(claim, FREQS[0], [], [(freq, name) for name in series])).rows
+async def cells(
+    store: FeatureStore, claim: Claim, freq: str, series: Sequence[str], first: int = 0, last: int = 2_500
+) -> dict[str, dict[int, list[int]]]:
+    """What stands under some series from one bucket to another: bucket -> sums."""
+    found = (await store.read(claim, FREQS[0], [], freq, series, first, last)).rows
     out: dict[str, dict[int, list[int]]] = {name: {} for name in series}
     for at, bucket, values in zip(found.item.tolist(), found.bucket.tolist(), found.values.tolist(), strict=True):
-        out[series[at]][bucket] = values
+        if first <= bucket <= last:
+            before = out[series[at]].get(bucket, [0] * len(values))
+            out[series[at]][bucket] = [old + new for old, new in zip(before, values, strict=True)]
     return out
 
 
@@ -100,7 +146,9 @@ async def units(store: FeatureStore, claim: Claim, series_id: str, freq: str = "
 
 
 def summary(revision: int = 1) -> ForecastSummary:
-    return ForecastSummary("f", revision, 480_000, 1, 2, "m", "1", False, [1], [1.0], [0.5], [1.0], [2.0])
+    return ForecastSummary(
+        "f", revision, 480_000, 1, 2, "m", "1", False, mean=[1.25, 0.0], q10=[0.5, 0], q50=[1, 0], q90=[2, 0.07]
+    )
 
 
 class LossyWire:
@@ -165,11 +213,11 @@ class Noticed(logging.Handler):
         self._away = asyncio.Event()
 
     def __enter__(self) -> Self:
-        logging.getLogger("feature_store.store").addHandler(self)
+        logging.getLogger("feature_store.redis_calls").addHandler(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        logging.getLogger("feature_store.store").removeHandler(self)
+        logging.getLogger("feature_store.redis_calls").removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
         if "is away" in record.getMessage():

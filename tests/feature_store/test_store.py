@@ -1,10 +1,10 @@
 """The scripts, on every Redis and Valkey found."""
 
-import msgspec
 import pytest
 
+from feature_store.chunks import CHUNK
 from feature_store.items import Item, ProductState
-from feature_store.layout import LAYOUT_VERSION, MAX_EXACT, MAX_KEYS
+from feature_store.layout import LAYOUT_VERSION, MAX_EXACT, MAX_KEYS, EventIds
 from feature_store.store import BehindError, Done, FencedError, StoreError, StoreRefusedError
 from tests.feature_store.stores import (
     apply,
@@ -42,7 +42,7 @@ async def test_whoever_held_a_partition_is_fenced_by_the_next_claim(each_redis_u
         with pytest.raises(FencedError):
             await store.apply(old, step)
         with pytest.raises(FencedError):
-            await store.read(old, "1h", [], [])
+            await store.read(old, "1h", [], "1h", [], 0, 0)
         with pytest.raises(FencedError):
             await store.forecasts_done(old, "1h", [Done("mug", None, summary())])
         assert await store.peek_positions(0) == {}
@@ -144,7 +144,7 @@ async def test_an_emptied_redis_is_noticed_and_leftovers_are_not_added_to(each_r
         await client.delete("{shop:0}:meta")  # as if all else had been restored from elsewhere
         for call in (
             store.apply(claim, batch(claim, {ORDERS: 6}, [sums("mug", row(7, 1))])),
-            store.read(claim, "1h", ["mug"], [("1h", "mug")]),
+            store.read(claim, "1h", ["mug"], "1h", ["mug"], 7, 7),
             store.forecasts_done(claim, "1h", [Done("mug", 1, summary())]),
         ):
             with pytest.raises(BehindError):
@@ -180,7 +180,7 @@ async def test_a_sum_that_would_no_longer_be_exact_writes_nothing_at_all(each_re
         claim = await store.claim(0)
         await apply(store, claim, batch(claim, {ORDERS: 1}, [sums("mug", row(7, sign * (MAX_EXACT - 2)))]))
         harmless, over = sums("jug", row(7, 1)), sums("mug", row(8, 1), row(7, 2 * sign))
-        with pytest.raises(StoreError, match=r"sums:1h:mug.*2\^53"):
+        with pytest.raises(StoreError, match=r"sums:mug.*2\^53"):
             await store.apply(claim, batch(claim, {ORDERS: 2}, [harmless, over], dirty=["mug"]))
         assert await store.peek_positions(0) == {ORDERS: 1}
         assert await cells(store, claim, "1h", ["jug", "mug"]) == {
@@ -194,40 +194,57 @@ async def test_a_script_touches_as_many_keys_as_the_limit_and_no_more(each_redis
     async with open_store(each_redis_url) as store:
         claim = await store.claim(0)
         others = 3 + 2  # meta, items, products and two sets of marks
-        most = [sums(f"item{i}", row(7, i)) for i in range(MAX_KEYS - others)]
+        most = [sums(f"item{i}", row(7, i + 1)) for i in range(MAX_KEYS - others)]
         with pytest.raises(StoreError, match=f"{MAX_KEYS + 1} keys"):
             await store.apply(claim, batch(claim, {ORDERS: 1}, [*most, sums("mug", row(7, 1))]))
         assert await store.peek_positions(0) == {}
         marked = [f"item{i}" for i in range(5000)]  # more fields than one HSET takes
         await apply(store, claim, batch(claim, {ORDERS: 1}, most, dirty=marked))
-        assert await units(store, claim, "item1994") == {7: 1994}
+        assert await units(store, claim, "item1994") == {7: 1995}
         assert len((await store.claim(0)).dirty["1d"]) == 5000
         claim = await store.claim(0)
-        assert len((await store.read(claim, "1h", marked, [])).marks) == 5000
+        assert len((await store.read(claim, "1h", marked, "1h", [], 0, 0)).marks) == 5000
 
 
-async def test_buckets_that_left_the_retention_go_once_there_are_more_than_it_can_hold(each_redis_url: str) -> None:
+async def test_chunks_that_left_the_retention_go_when_the_series_gets_a_new_one(each_redis_url: str) -> None:
+    day, hour, five = CHUNK["1d"], CHUNK["1h"], CHUNK["5m"]
     async with open_store(each_redis_url) as store:
         claim = await store.claim(0)
 
         async def add(n: int, bucket: int, oldest_kept: int) -> dict[int, int]:
-            step = batch(claim, {ORDERS: n}, [sums("mug", row(bucket, 1), oldest_kept=oldest_kept, most_kept=3)])
-            await apply(store, claim, step)
+            await apply(store, claim, batch(claim, {ORDERS: n}, [sums("mug", row(bucket, 1), oldest_kept=oldest_kept)]))
             return await units(store, claim, "mug")
 
-        for n, bucket in enumerate((10, 11, 12), start=1):
-            await add(n, bucket, 8)
-        assert await add(4, 12, 11) == {10: 1, 11: 1, 12: 2}  # no new bucket: nothing is looked through
-        assert await add(5, 13, 11) == {11: 1, 12: 2, 13: 1}
-        assert await add(6, 14, 11) == {11: 1, 12: 2, 13: 1, 14: 1}  # over the number, but each still stands
-        assert await add(7, 2000, 1999) == {2000: 1}
+        others = [sums("mug", row(1, 1), freq="1d"), sums("mug", row(1, 1), freq="5m"), sums("pot", row(1, 1))]
+        await apply(store, claim, batch(claim, {ORDERS: 1}, others))
+        await apply(store, claim, batch(claim, {CLICKS: 1}, [sums("mug", [3, 0, 0, 0, 0, 6, 0, 0, 0])]))
+        await add(2, hour - 1, 0)
+        await add(3, hour, 0)
+        last = hour - 1
+        # No new chunk: nothing is looked through.
+        assert await add(4, 2 * hour - 1, 2 * hour) == {3: 0, last: 1, hour: 1, 2 * hour - 1: 1}
+        # Of the first chunk one bucket is still kept, so all of it stands.
+        assert await add(5, 2 * hour, hour - 1) == {3: 0, last: 1, hour: 1, 2 * hour - 1: 1, 2 * hour: 1}
+        assert await add(6, 3 * hour, hour) == {hour: 1, 2 * hour - 1: 1, 2 * hour: 1, 3 * hour: 1}
+        assert await add(7, 30 * hour, 29 * hour) == {30 * hour: 1}
+        # Other frequencies and other series are none of its business.
+        assert await units(store, claim, "mug", "1d") == await units(store, claim, "mug", "5m") == {1: 1}
+        assert await units(store, claim, "pot") == {1: 1}
+        both = [sums("mug", row(3 * day, 1), freq="1d", oldest_kept=day), sums("mug", row(1, 1), freq="5m")]
+        await apply(store, claim, batch(claim, {ORDERS: 8}, both))
+        assert (await units(store, claim, "mug", "1d"), await units(store, claim, "mug", "5m")) == (
+            {3 * day: 1},
+            {1: 2},
+        )
+        await apply(store, claim, batch(claim, {ORDERS: 9}, [sums("mug", row(five, 1), freq="5m")]))
+        assert await units(store, claim, "mug", "5m") == {1: 2, five: 1}
 
 
 async def test_a_forecast_done_clears_a_mark_only_if_nothing_came_since(each_redis_url: str) -> None:
     async with open_store(each_redis_url) as store:
         claim = await store.claim(0)
         first = await apply(store, claim, batch(claim, {ORDERS: 1}, dirty=["mug", "pot"]))
-        seen = await store.read(claim, "1h", ["mug", "jug", "pot"], [])
+        seen = await store.read(claim, "1h", ["mug", "jug", "pot"], "1h", [], 0, 0)
         assert seen.marks == [first, None, first]
         second = await apply(store, claim, batch(claim, {ORDERS: 2}, dirty=["pot"]))
         assert second > first
@@ -256,10 +273,32 @@ async def test_a_read_tells_which_events_its_sums_hold(each_redis_url: str) -> N
         for n in (1, 2):
             step = batch(claim, {ORDERS: n}, [sums("mug", row(7, 10)), sums("pot", row(8, 1))], newest={"orders": n})
             await apply(store, claim, step)
-            read = await store.read(claim, "1d", [], [("1h", "pot"), ("1h", "none"), ("1h", "mug"), ("1d", "mug")])
+            read = await store.read(claim, "1d", [], "1h", ["pot", "none", "mug", "pot"], 7, 8)
             assert (read.positions, read.newest) == ({ORDERS: n}, {"orders": n})
-            assert list(zip(read.rows.item.tolist(), read.rows.bucket.tolist(), strict=True)) == [(0, 8), (2, 7)]
-            assert read.rows.values[:, 0].tolist() == [n, 10 * n]
+            rows = read.rows
+            assert list(zip(rows.item.tolist(), rows.bucket.tolist(), strict=True)) == [(0, 8), (2, 7), (3, 8)]
+            assert rows.values[:, 0].tolist() == [n, 10 * n, n]
+
+
+async def test_a_read_brings_the_chunks_that_overlap_its_buckets_and_no_others(each_redis_url: str) -> None:
+    size = CHUNK["1h"]
+    async with open_store(each_redis_url) as store:
+        claim = await store.claim(0)
+        everywhere = sums("mug", *(row(bucket, bucket + 1) for bucket in range(10 * size)))
+        await apply(store, claim, batch(claim, {ORDERS: 1}, [everywhere, sums("mug", row(size, 1), freq="5m")]))
+        for first, last, chunks in (
+            (0, 0, [0]),
+            (size - 1, size, [0, 1]),
+            (3 * size, 4 * size - 1, [3]),
+            (8 * size + 1, 99 * size, [8, 9]),
+            (10 * size, 11 * size, []),
+            (1, 0, [0]),
+            (size, 0, []),
+        ):
+            rows = (await store.read(claim, "1h", [], "1h", ["mug"], first, last)).rows
+            expected = [bucket for chunk in chunks for bucket in range(chunk * size, (chunk + 1) * size)]
+            assert rows.bucket.tolist() == expected
+            assert rows.values[:, 0].tolist() == [bucket + 1 for bucket in expected]
 
 
 async def test_scripts_that_redis_forgot_are_sent_again(each_redis_url: str) -> None:
@@ -285,12 +324,15 @@ async def test_a_redis_that_throws_keys_away_is_refused(each_redis_url: str) -> 
             await store.refuse_unfit_server()
 
 
-async def test_what_a_newer_version_stored_is_refused(each_redis_url: str) -> None:
+@pytest.mark.parametrize(
+    ("stored", "remedy"), [(LAYOUT_VERSION + 1, "run the newer shelfcast"), (LAYOUT_VERSION - 1, "another namespace")]
+)
+async def test_what_another_layout_stored_is_refused(each_redis_url: str, stored: int, remedy: str) -> None:
     async with open_store(each_redis_url) as store, by_hand(each_redis_url) as client:
         await store.claim(1)
-        await client.hset("{shop:1}:meta", "layout", LAYOUT_VERSION + 1)
+        await client.hset("{shop:1}:meta", "layout", stored)
         for call in (store.claim(1), store.refuse_unfit_server()):
-            with pytest.raises(StoreRefusedError, match=f"layout {LAYOUT_VERSION + 1}"):
+            with pytest.raises(StoreRefusedError, match=f"layout {stored}.*{remedy}"):
                 await call
 
 
@@ -310,11 +352,18 @@ async def test_what_stands_in_redis_reads_well_and_never_expires(each_redis_url:
     async with open_store(each_redis_url) as store, by_hand(each_redis_url) as client:
         claim = await store.claim(0)
         item = Item("mug", "mug", "", 5, 6)
-        step = batch(claim, {ORDERS: 1}, [sums("mug", row(7, 2500))], dirty=["mug"], items={"mug": item})
+        step = batch(claim, {ORDERS: 1}, [sums("mug", [1_000_007, 2500, 0, 0, 0, 3, 0, 0, 0])], dirty=["mug"])
+        step = step._replace(items={"mug": item}, event_ids=[EventIds("orders", 12, ["a", "é b"])])
         await apply(store, claim, step)
         prefix = f"{{shop:0}}:{claim.incarnation}"
-        assert await client.hgetall(f"{prefix}:sums:1h:mug") == {"7": "2500,0,0,0,0,0,0,0"}
-        assert msgspec.json.decode(await client.hget(f"{prefix}:items", "mug"), type=Item) == item
+        place = 1_000_007 % CHUNK["1h"]
+        assert await client.hgetall(f"{prefix}:sums:mug") == {
+            f"ho{1_000_007 // CHUNK['1h']}": f"{place}:2500,0,0,0;",
+            f"hc{1_000_007 // CHUNK['1h']}": f"{place}:3,0;",
+        }
+        assert await client.hgetall(f"{prefix}:items") == {"mug": '["mug","",5,6]'}
+        assert await client.smembers(f"{prefix}:ids:orders:12") == {"a", "é b"}
+        assert await client.hget("{shop:0}:meta", "ids:orders") == "12"
         names = await client.keys()
         assert {await client.ttl(name) for name in names} == {-1}
         assert all(name.startswith("{shop:0}:") for name in names)
