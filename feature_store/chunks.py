@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_store.features import FEATURES, BucketRows
-from feature_store.layout import MAX_EXACT, SOURCE_FEATURES, SOURCES, SourceSums
+from feature_store.features import FEATURES, SOURCE_FEATURES, SOURCES, BucketRows, Deltas
+from feature_store.layout import MAX_EXACT
 
 # Buckets a chunk: large ones waste less memory on fields, small ones are quicker to write anew.
 CHUNK: dict[str, int] = {"5m": 48, "1h": 72, "1d": 64}
@@ -62,7 +62,7 @@ class PackedSums(NamedTuple):
     large: list[int]  # positions in `fields` of those with a row of LARGE or more
 
 
-def pack_sums(sums: Sequence[SourceSums]) -> PackedSums:
+def pack_sums(sums: Sequence[Deltas]) -> PackedSums:
     """Text of all rows, cut by series and chunk."""
     owners, large = [np.empty(0, np.int64)], [np.empty(0, np.bool_)]
     fields: list[str] = []
@@ -89,7 +89,7 @@ def pack_sums(sums: Sequence[SourceSums]) -> PackedSums:
     )
 
 
-def _runs(part: SourceSums) -> tuple[NDArray[np.intp], NDArray[np.int64], NDArray[np.int64]]:
+def _runs(part: Deltas) -> tuple[NDArray[np.intp], NDArray[np.int64], NDArray[np.int64]]:
     """Where runs of rows of one series and chunk start; chunk and place in it of each row."""
     chunk, offset = np.divmod(part.bucket, CHUNK[part.freq])
     changes = (np.diff(part.series) != 0) | (np.diff(chunk) != 0)

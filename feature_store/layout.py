@@ -25,10 +25,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
-from feature_store.features import FEATURES
 from feature_store.items import Item
 
 LAYOUT_VERSION = 2
@@ -37,27 +34,6 @@ STORED_FREQS: tuple[str, ...] = ("5m", "1h", "1d")
 MAX_EXACT = 2**53
 # A script that touches more keys blocks Redis for others; unpack() fails outright near 8,000.
 MAX_KEYS = 2000
-
-
-def _columns(source: str) -> slice:
-    own = [column for column, feature in enumerate(FEATURES) if feature.source == source]
-    assert own == list(range(own[0], own[0] + len(own))), f"features of {source} must stand side by side"
-    return slice(own[0], own[0] + len(own))
-
-
-SOURCES: tuple[str, ...] = ("orders", "clicks", "reviews")
-# The columns of FEATURES that events of each source fill.
-SOURCE_FEATURES: dict[str, slice] = {source: _columns(source) for source in SOURCES}
-
-
-class SourceSums(NamedTuple):
-    """What one source adds at one stored frequency. Sorted by series, then bucket; no (series, bucket) twice."""
-
-    freq: str
-    source: str
-    series: NDArray[np.int64]  # (row,): index into the batch's series
-    bucket: NDArray[np.int64]  # (row,)
-    values: NDArray[np.int64]  # (row, feature of the source), in units_per_one-ths
 
 
 class EventIds(NamedTuple):

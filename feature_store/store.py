@@ -28,17 +28,15 @@ from feature_store.chunks import (
     unpack_hash,
 )
 from feature_store.events import item_id_of
-from feature_store.features import BucketRows
+from feature_store.features import SOURCES, BucketRows, Deltas
 from feature_store.fitness import layout_refusal, partition_findings, partitions_refusal, server_findings
 from feature_store.items import Item, ProductState
 from feature_store.layout import (
     LAYOUT_VERSION,
     MAX_KEYS,
-    SOURCES,
     EventIds,
     ForecastSummary,
     Keys,
-    SourceSums,
     pack_hash,
     pack_item,
     pack_summary,
@@ -117,11 +115,11 @@ class Batch(NamedTuple):
 
     positions: Mapping[str, tuple[int, int]]
     newest: Mapping[str, int]
-    items: Mapping[str, Item]
-    products: Mapping[str, ProductState]
-    dirty: Sequence[str]
+    items: Mapping[str, Item] = MappingProxyType({})
+    products: Mapping[str, ProductState] = MappingProxyType({})
+    dirty: Sequence[str] = ()
     series: Sequence[str] = ()
-    sums: Sequence[SourceSums] = ()
+    sums: Sequence[Deltas] = ()
     oldest_kept: Mapping[str, NDArray[np.int64]] = MappingProxyType({})
     event_ids: Sequence[EventIds] = ()
     oldest_generation: Mapping[str, int] = MappingProxyType({})

@@ -79,6 +79,12 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         self._ensure_consumer().pause(*batched)
         await super().on_partitions_assigned(assigned, generation_id)
 
+    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        """False also when a rebalance has taken all of the partitions: aiokafka would take that for a mistake."""
+        if not self.assignment() & offsets.keys():
+            return False
+        return bool(await super()._commit(offsets))
+
 
 class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     """See the module. The class attributes are set once, before it starts, by the composition root."""
@@ -95,6 +101,8 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         self._fetched: deque[RecordBatch] = deque()
         self._has_fetched = asyncio.Event()
         self._fetcher: RecordFetcher | None = None
+        self._seeking = asyncio.Lock()
+        self._to_seek = False  # an assignment whose partitions have not been claimed yet
 
     def _new_consumer_thread(self) -> _ConsumerThread:
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -168,15 +176,22 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
 
     # -- positions --------------------------------------------------------------------------------------------------
 
+    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        """Called by aiokafka's thread at the end of each rebalance."""
+        self._to_seek = True
+        await super().on_partitions_assigned(assigned, generation_id)
+
     async def perform_seek(self) -> None:
-        """Called by Faust's recovery after every rebalance, while the flow stands still."""
-        assigned = {(a.topic, a.partition) for a in self.assignment()}
-        if self._fetcher is not None:
-            self._fetcher.leave_all()
-        if self.on_seek is not None:
-            await self.on_seek({tp for tp in assigned if tp[0] in self.batch_topics})
-        if any(topic not in self.batch_topics for topic, _ in assigned):
-            await super().perform_seek()
+        """Called by Faust's recovery after every rebalance, while the flow stands still; and by `getmany` when it has
+        fetched something then, which concerns the topics that Faust reads itself."""
+        async with self._seeking:
+            assigned = {(a.topic, a.partition) for a in self.assignment()}
+            if self._to_seek and self.on_seek is not None and self._fetcher is not None:
+                self._fetcher.leave_all()
+                await self.on_seek({tp for tp in assigned if tp[0] in self.batch_topics})
+                self._to_seek = False
+            if any(topic not in self.batch_topics for topic, _ in assigned):
+                await super().perform_seek()
 
     def epoch(self, topic: str, partition: int) -> int:
         """How often the partition was sought: a batch of an older epoch is stale."""

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import redis.asyncio as redis_asyncio
 
-from feature_store.features import FEATURES
+from feature_store.features import FEATURES, SOURCE_FEATURES, Deltas
 from feature_store.items import Item, ProductState
-from feature_store.layout import SOURCE_FEATURES, STORED_FREQS, EventIds, ForecastSummary, SourceSums
+from feature_store.layout import STORED_FREQS, EventIds, ForecastSummary
 from feature_store.store import Batch, Claim, FeatureStore
 
 FREQS = ("1h", "1d")
@@ -74,7 +74,7 @@ def sums(series_id: str, *rows: list[int], freq: str = "1h", oldest_kept: int = 
     return Added(freq, series_id, rows, oldest_kept)
 
 
-def by_source(added: Sequence[Added], series: Sequence[str]) -> list[SourceSums]:
+def by_source(added: Sequence[Added], series: Sequence[str]) -> list[Deltas]:
     """The rows as columns, source by source; a source whose features are all zero in a row has none."""
     out = []
     for freq, (source, columns) in itertools.product(STORED_FREQS, SOURCE_FEATURES.items()):
@@ -84,7 +84,7 @@ def by_source(added: Sequence[Added], series: Sequence[str]) -> list[SourceSums]
         rows = [r for r in rows if any(r[2])]
         if rows:
             numbers, buckets, values = zip(*rows, strict=True)
-            out.append(SourceSums(freq, source, np.array(numbers), np.array(buckets), np.array(values)))
+            out.append(Deltas(source, freq, np.array(numbers), np.array(buckets), np.array(values)))
     return out
 
 

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feature_store.chunks import CHUNK, LARGE, chunk_fields, oldest_chunks, pack_sums, unpack_hash
-from feature_store.features import FEATURES
-from feature_store.layout import MAX_EXACT, SOURCE_FEATURES, STORED_FREQS
+from feature_store.features import FEATURES, SOURCE_FEATURES
+from feature_store.layout import MAX_EXACT, STORED_FREQS
 from tests.feature_store.stores import KEEP_ALL, Added, by_source
 
 LETTERS = {"m": ("5m", 0), "h": ("1h", 0), "d": ("1d", 0)}

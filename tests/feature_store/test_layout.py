@@ -5,12 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.crc import key_slot
 
-from feature_store.features import FEATURES
+from feature_store.features import FEATURES, SOURCE_FEATURES, SOURCES
 from feature_store.items import Item
 from feature_store.layout import (
     LAYOUT_VERSION,
-    SOURCE_FEATURES,
-    SOURCES,
     ForecastSummary,
     Keys,
     pack_item,

@@ -121,7 +121,7 @@ def test_an_event_corrects_exactly_the_frequencies_whose_bucket_still_stands(eve
 
 def test_an_order_of_yesterday_corrects_its_hour_and_day_but_not_its_five_minutes() -> None:
     plan = plan_of([Happened(NOON_MS - 20 * HOUR_MS)])
-    assert [(s.freq, len(s.rows)) for s in plan.sums] == [("1h", 1), ("1d", 1)]
+    assert [(d.freq, len(d.bucket)) for d in plan.sums] == [("1h", 1), ("1d", 1)]
 
 
 @pytest.mark.parametrize(("freq", "width_ms", "kept"), [("5m", 300_000, 12), ("1h", HOUR_MS, 24)])
@@ -135,28 +135,41 @@ def test_the_oldest_bucket_that_stands_is_corrected_and_the_one_before_it_is_not
 
 def test_sums_say_what_may_be_dropped_by_each_locations_own_days() -> None:
     plan = plan_of([Happened(NOON_MS, location_id=location) for location in ("tokyo", "honolulu")])
-    limits = {(s.freq, s.series_id): (s.oldest_kept, s.most_kept) for s in plan.sums}
-    assert limits["5m", "mug@tokyo"] == (NOON_MS // 300_000 - 12, 13)
+    limits = {
+        (freq, plan.series[i]): oldest
+        for freq, kept in plan.oldest_kept.items()
+        for i, oldest in enumerate(kept.tolist())
+    }
+    assert limits["5m", "mug@tokyo"] == NOON_MS // 300_000 - 12
     for location in ("tokyo", "honolulu"):
-        assert limits["1d", f"mug@{location}"] == (naive_bucket("1d", NOON_MS, CALENDAR.zone(location)) - 10, 11)
+        assert limits["1d", f"mug@{location}"] == naive_bucket("1d", NOON_MS, CALENDAR.zone(location)) - 10
     # At London's noon Tokyo's date is the same and Honolulu's too, but twelve hours later they differ.
     later = plan_of([Happened(NOON_MS, location_id="tokyo")], watermark_ms=NOON_MS + 6 * HOUR_MS)
-    (tokyo,) = [s.oldest_kept for s in later.sums if s.freq == "1d"]
-    assert tokyo == limits["1d", "mug@honolulu"][0] + 1
+    assert later.oldest_kept["1d"].tolist() == [limits["1d", "mug@honolulu"] + 1]
 
 
-def test_an_item_spans_its_first_to_its_last_order_line_in_whatever_order_they_come() -> None:
-    events = [Happened(NOON_MS), Happened(NOON_MS - 5), Happened(NOON_MS - 2, action=Action.RETURN)]
+def known_mug(first_ms: int, last_ms: int) -> LaneView:
+    return LaneView({"mug": Item("mug", "mug", "", first_ms, last_ms)}, {"mug": ["mug"]}, {})
+
+
+def test_an_item_spans_its_first_order_line_to_the_hour_of_its_last_in_whatever_order_they_come() -> None:
+    events = [Happened(NOON_MS + 7), Happened(NOON_MS - 5), Happened(NOON_MS - 2, action=Action.RETURN)]
     assert plan_of(events).items == {"mug": Item("mug", "mug", "", NOON_MS - 5, NOON_MS)}
-    known = LaneView({"mug": Item("mug", "mug", "", NOON_MS - 3, NOON_MS + 9)}, {"mug": ["mug"]}, {})
-    assert plan_of(events, view=known).items == {"mug": Item("mug", "mug", "", NOON_MS - 5, NOON_MS + 9)}
+    known = known_mug(NOON_MS - 3, NOON_MS + HOUR_MS)
+    assert plan_of(events, view=known).items == {"mug": Item("mug", "mug", "", NOON_MS - 5, NOON_MS + HOUR_MS)}
+
+
+def test_an_item_is_not_written_again_for_another_order_in_the_same_hour() -> None:
+    plan = plan_of([Happened(NOON_MS + 7)], view=known_mug(NOON_MS - 3, NOON_MS))
+    assert (plan.items, plan.touched) == ({}, ["mug"])
 
 
 def test_clicks_and_reviews_alone_make_no_item() -> None:
     clicks = [Happened(NOON_MS, action=action, rating=0) for action in (Action.VIEW, Action.REVIEW)]
     plan = plan_of(clicks)
     assert (plan.items, plan.touched) == ({}, [])
-    assert {s.series_id for s in plan.sums} == {"mug"}
+    assert plan.series == ["mug"]
+    assert {deltas.source for deltas in plan.sums} == {"clicks", "reviews"}
 
 
 MUGS = {i: Item(i, "mug", i.partition("@")[2], 0, 0) for i in ("mug", "mug@york", "mug@tokyo")}

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feature_store.layout import SOURCES, EventIds
+from feature_store.features import SOURCES
+from feature_store.layout import EventIds
 from feature_store.store import BehindError, DuplicateEventsError, FencedError, SumOverflowError
 from tests.feature_store.stores import apply, batch, by_hand, fresh_namespace, open_store, row, sums, units
 from worker.local_stack import LocalRedis

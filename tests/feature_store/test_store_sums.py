@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feature_store.chunks import CHUNK, LARGE, MOST_ROWS_A_BUCKET
+from feature_store.features import SOURCE_FEATURES
 from feature_store.items import Item
-from feature_store.layout import MAX_EXACT, SOURCE_FEATURES, STORED_FREQS
+from feature_store.layout import MAX_EXACT, STORED_FREQS
 from feature_store.store import Claim, FeatureStore, SumOverflowError
 from tests.feature_store.stores import Added, apply, batch, by_hand, fresh_namespace, open_store, row, sums
 from worker.local_stack import LocalRedis

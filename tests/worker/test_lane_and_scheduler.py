@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +14,13 @@ from feature_store.calendar_time import ShopCalendar
 from feature_store.decoding import DecodeLimits
 from feature_store.plan import Retention
 from feature_store.store import FeatureStore, FencedError
+from tests.worker.records import records_of
+from worker import metrics
+from worker.aside import Message
 from worker.errors import ForecastUnavailableError
-from worker.lane import GapError, Lane, LaneRules, Message, Record
+from worker.lane import GapError, Lane
+from worker.lane_state import LaneRules
+from worker.records import Records
 from worker.scheduler import ForecastRules, Scheduler
 from worker.schemas import Forecast
 
@@ -32,11 +38,11 @@ class Shop:
         self.store = FeatureStore(url, namespace="t", partition_count=1, forecast_freqs=("1d",))
         self.rules = LaneRules(
             sources={"orders": "orders"},
-            compacted=frozenset(),
             clock_topic="",
             retention=Retention(_CALENDAR, {"5m": 288, "1h": 504, "1d": 400}),
             forecast_freqs=("1d",),
             limits=DecodeLimits(),
+            dedup_window_ms={"orders": _DAY_MS},
             out_of_orderness_ms=5_000,
             max_future_ms=600_000,
             live_days=90,
@@ -50,6 +56,7 @@ class Shop:
                 topic="forecasts",
                 freqs=("1d",),
                 stored_freq={"1d": "1d"},
+                stored_buckets={"1d": 182},
                 prediction_length={"1d": 28},
                 calendar=_CALENDAR,
                 global_entries=tuple,
@@ -72,9 +79,12 @@ class Shop:
     async def lane(self) -> Lane:
         return Lane(self.store, await self.store.claim(0), self.rules)
 
-    def order(self, offset: int, product_id: str, event_time: int | None = None) -> Record:
-        order = {"event_time": event_time or self.now_ms, "product_id": product_id, "quantity": 1, "unit_price": 2}
-        return Record("orders", offset, self.now_ms, product_id.encode(), msgspec.json.encode(order), ())
+    def orders(self, first_offset: int, *product_ids: str, **fields: Any) -> Records:
+        """Orders of now, one a product."""
+        order = {"event_time": self.now_ms, "quantity": 1, "unit_price": 2} | fields
+        return records_of(
+            "orders", [{**order, "product_id": product_id} for product_id in product_ids], first_offset=first_offset
+        )
 
     def forecasts(self) -> list[Forecast]:
         """Those sent since the last call."""
@@ -90,7 +100,7 @@ def shop(redis_url: str) -> Shop:
 
 async def test_touched_items_are_forecast_once_however_often_they_were_touched(shop: Shop) -> None:
     lane = await shop.lane()
-    await lane.handle([shop.order(0, "mug"), shop.order(1, "mug"), shop.order(2, "jug")])
+    await lane.handle(shop.orders(0, "mug", "mug", "jug"))
     assert await shop.scheduler.run_due([lane]) == 2
     assert {(f.item_id, f.observed) for f in shop.forecasts()} == {("mug", 2), ("jug", 1)}
     assert await shop.scheduler.run_due([lane]) == 0
@@ -98,7 +108,7 @@ async def test_touched_items_are_forecast_once_however_often_they_were_touched(s
 
 async def test_every_live_item_is_forecast_anew_when_its_day_has_closed(shop: Shop) -> None:
     lane = await shop.lane()
-    await lane.handle([shop.order(n, f"p{n}") for n in range(6)])
+    await lane.handle(shop.orders(0, *(f"p{n}" for n in range(6))))
     while await shop.scheduler.run_due([lane]):
         pass
     before = {f.item_id: f for f in shop.forecasts()}
@@ -115,10 +125,10 @@ async def test_every_live_item_is_forecast_anew_when_its_day_has_closed(shop: Sh
 
 async def test_items_without_orders_for_long_are_no_longer_refreshed(shop: Shop) -> None:
     lane = await shop.lane()
-    await lane.handle([shop.order(0, "old"), shop.order(1, "new")])
+    await lane.handle(shop.orders(0, "old", "new"))
     await shop.scheduler.run_due([lane])
     shop.now_ms += 60 * _DAY_MS
-    await lane.handle([shop.order(2, "new")])
+    await lane.handle(shop.orders(2, "new"))
     shop.forecasts()
     shop.now_ms += 31 * _DAY_MS
     while await shop.scheduler.run_due([lane]):
@@ -127,7 +137,7 @@ async def test_items_without_orders_for_long_are_no_longer_refreshed(shop: Shop)
 
 
 async def test_a_forecast_owed_is_made_by_the_partitions_next_owner(shop: Shop) -> None:
-    await (await shop.lane()).handle([shop.order(0, "mug")])
+    await (await shop.lane()).handle(shop.orders(0, "mug"))
     heir = await shop.lane()
     assert heir.touched("1d") == ["mug"]
     assert await shop.scheduler.run_due([heir]) == 1
@@ -137,25 +147,94 @@ async def test_a_fenced_lane_counts_nothing_more(shop: Shop) -> None:
     zombie = await shop.lane()
     heir = await shop.lane()
     with pytest.raises(FencedError):
-        await zombie.handle([shop.order(0, "mug")])
-    await heir.handle([shop.order(0, "mug")])
+        await zombie.handle(shop.orders(0, "mug"))
+    await heir.handle(shop.orders(0, "mug"))
     await shop.scheduler.run_due([heir])
     assert [f.observed for f in shop.forecasts()] == [1]
 
 
 async def test_records_read_twice_count_once(shop: Shop) -> None:
     lane = await shop.lane()
-    await lane.handle([shop.order(0, "mug"), shop.order(1, "mug")])
-    await lane.handle([shop.order(1, "mug"), shop.order(2, "mug")])
+    await lane.handle(shop.orders(0, "mug", "mug"))
+    await lane.handle(shop.orders(1, "mug", "mug"))
     await shop.scheduler.run_due([lane])
     assert [f.observed for f in shop.forecasts()] == [3]
 
 
-async def test_a_gap_is_read_again_before_it_is_believed(shop: Shop) -> None:
+async def test_records_that_the_reader_left_out_are_asked_for_again(shop: Shop) -> None:
     lane = await shop.lane()
-    await lane.handle([shop.order(0, "mug")])
+    await lane.handle(shop.orders(0, "mug"))
     with pytest.raises(GapError) as gap:
-        await lane.handle([shop.order(5, "mug")])
+        await lane.handle(shop.orders(5, "mug"))
     assert gap.value.position == 1
-    await lane.handle([shop.order(5, "mug")])
-    assert lane.claim.positions == {"orders": 6}
+    assert lane.claim.positions == {"orders": 1}
+
+
+def _from(records: Records, start: int, log_start: int) -> Records:
+    return dataclasses.replace(records, start=start, log_start=log_start)
+
+
+def _lost() -> float:
+    return metrics.REGISTRY.get_sample_value("shelfcast_lost_offsets_total", {"source": "orders"}) or 0
+
+
+async def test_offsets_that_kafka_has_deleted_are_reported_with_their_extent(
+    shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    lane = await shop.lane()
+    await lane.handle(shop.orders(0, "mug"))
+    lost_before = _lost()
+    await lane.handle(_from(shop.orders(9, "mug"), start=1, log_start=7))
+    assert "orders partition 0: offsets 1 to 6 are no longer held by Kafka" in caplog.text
+    assert _lost() - lost_before == 6
+    assert lane.claim.positions == {"orders": 10}
+    await shop.scheduler.run_due([lane])
+    assert [f.observed for f in shop.forecasts()] == [2]
+
+
+async def test_holes_in_the_log_are_no_loss(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    lane = await shop.lane()
+    await lane.handle(shop.orders(0, "mug"))
+    await lane.handle(_from(shop.orders(9, "mug"), start=1, log_start=0))
+    assert "no longer held" not in caplog.text
+    assert lane.claim.positions == {"orders": 10}
+
+
+async def test_an_order_sent_twice_counts_once_in_one_batch_and_across_batches(shop: Shop) -> None:
+    lane = await shop.lane()
+    await lane.handle(shop.orders(0, "mug", "mug", event_id="e1"))
+    await lane.handle(shop.orders(2, "mug", "mug", event_id="e1"))
+    await lane.handle(shop.orders(4, "mug", event_id="e2"))
+    await shop.scheduler.run_due([lane])
+    assert [f.observed for f in shop.forecasts()] == [2]
+    assert lane.claim.positions == {"orders": 5}
+
+
+async def test_an_order_sent_twice_counts_once_under_the_next_owner_too(shop: Shop) -> None:
+    await (await shop.lane()).handle(shop.orders(0, "mug", event_id="e1"))
+    heir = await shop.lane()
+    await heir.handle(shop.orders(1, "mug", event_id="e1", event_time=shop.now_ms - _DAY_MS // 2))
+    await heir.handle(shop.orders(2, "jug", event_id="e3"))
+    await shop.scheduler.run_due([heir])
+    assert {(f.item_id, f.observed) for f in shop.forecasts()} == {("mug", 1), ("jug", 1)}
+
+
+async def test_an_id_seen_more_than_two_windows_ago_is_another_event(shop: Shop) -> None:
+    lane = await shop.lane()
+    await lane.handle(shop.orders(0, "mug", event_id="e1"))
+    shop.now_ms += 3 * _DAY_MS
+    await lane.handle(shop.orders(1, "mug", event_id="e1"))
+    await shop.scheduler.run_due([lane])
+    assert [f.observed for f in shop.forecasts()] == [1]
+    rows = await shop.store.look_up(0, "mug", "")
+    assert rows is not None
+    assert rows.sums["1d"][1][:, 0].tolist() == [1000, 1000]
+
+
+async def test_a_lane_with_records_in_hand_does_not_jump_to_the_wall_clock(shop: Shop) -> None:
+    lane = await shop.lane()
+    await lane.handle(shop.orders(0, "mug", event_time=shop.now_ms - _DAY_MS))
+    shop.now_ms += 60_000
+    async with lane._lock:  # as while Redis is away
+        assert lane.clock_ms() == _NOON - _DAY_MS
+    assert lane.clock_ms() == shop.now_ms

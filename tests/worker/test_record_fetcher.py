@@ -27,11 +27,15 @@ class Reader:
         self.errors: queue.Queue[Exception] = queue.Queue()
         self.fetcher = RecordFetcher(
             {"group.id": "test", "log_level": 2, "fetch.wait.max.ms": 10, **config},
-            lambda batches: [self._batches.put(batch) for batch in batches] and None,
+            self._arrive,
             self.errors.put,
             **options,
         )
         self.fetcher.start()
+
+    def _arrive(self, batches: Sequence[RecordBatch]) -> None:
+        for batch in batches:
+            self._batches.put(batch)
 
     def batch(self) -> RecordBatch:
         return self._batches.get(timeout=PATIENCE_S)
