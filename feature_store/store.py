@@ -24,7 +24,6 @@ import numpy as np
 import redis.asyncio as redis_asyncio
 from numpy.typing import NDArray
 from redis import exceptions as redis_errors
-from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -42,6 +41,8 @@ from feature_store.layout import (
     pack_hash,
     unpack_sums,
 )
+from feature_store.outage import Outage
+from feature_store.redis_cluster import ClusterClient, NotAClusterError
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ _AWAY = (
 # The same inside a script: Redis before 7 wraps the error of a command in one of its own, and redis-py has no class for
 # two of them. They all come before a script's first write.
 _AWAY_TEXT = re.compile(r"(^|-)(OOM|READONLY|MISCONF|NOREPLICAS|TRYAGAIN|CLUSTERDOWN|MASTERDOWN) ")
+_CLUSTER_NODE = "This Redis is a node of a cluster: set redis_cluster to true."
 # What methods that do not wait for Redis raise when it can't be reached or refuses.
 REDIS_ERRORS: tuple[type[Exception], ...] = (redis_errors.RedisError, OSError)
 
@@ -164,18 +166,29 @@ class FeatureStore:
         forecast_freqs: Sequence[str],
         cluster: bool = False,
     ) -> None:
-        options: dict[str, Any] = {"socket_timeout": 10.0, "socket_connect_timeout": 2.0}
-        if not cluster:  # one loop of tries is enough, and `_when_back` tells of outages
-            options["retry"] = Retry(NoBackoff(), 0)
-        self._redis: Any = (
-            RedisCluster.from_url(url, **options) if cluster else redis_asyncio.Redis.from_url(url, **options)
-        )
+        # One loop of tries is enough, and `_when_back` tells of outages.
+        options: dict[str, Any] = {
+            "socket_timeout": 10.0,
+            "socket_connect_timeout": 2.0,
+            "retry": Retry(NoBackoff(), 0),
+        }
+        self._in_cluster = cluster
+        self._redis: Any = ClusterClient(url, **options) if cluster else redis_asyncio.Redis.from_url(url, **options)
         self._url = url
         self._namespace = namespace
         self._partition_count = partition_count
         self._forecast_freqs = tuple(forecast_freqs)
         self._closed = False
-        self._away_since: float | None = None
+        self._outage = Outage(
+            logger,
+            "Redis is away (%s): batches are kept and tried again until it is back",
+            "Redis is back after %.1f s",
+        )
+
+    @property
+    def is_away(self) -> bool:
+        """Whether a call is waiting for Redis now, as the log has told."""
+        return self._outage.is_on
 
     async def close(self) -> None:
         """Close the connections. Calls still waiting for Redis raise StoreClosedError."""
@@ -185,23 +198,36 @@ class FeatureStore:
     async def check_server(self) -> list[str]:
         """What makes this Redis unfit, one sentence a finding with its remedy. Empty = fit. Raises OSError-like
         redis errors when it can't be reached."""
-        findings = []
         try:
-            info = await self._redis.info("server")
-            info = info if "redis_version" in info else next(iter(info.values()))
-            if tuple(int(part) for part in info["redis_version"].split(".")[:2]) < (6, 2):
-                findings.append(f"Redis {info['redis_version']} is too old: use Redis 6.2 or newer, or Valkey.")
-            policy = (await self._redis.config_get("maxmemory-policy")).get("maxmemory-policy")
-            if policy not in (None, "noeviction"):
-                findings.append(
-                    f"maxmemory-policy is {policy}: Redis would throw features away when memory runs short. "
-                    "Set 'maxmemory-policy noeviction'."
-                )
-        except redis_errors.ResponseError as error:
-            logger.warning("Redis does not let its configuration be read (%s); check maxmemory-policy by hand", error)
+            servers = await self._redis.servers() if self._in_cluster else {"Redis": self._redis}
+        except NotAClusterError as error:
+            return [str(error)]
+        findings = [finding for name, server in servers.items() for finding in await self._unfitness(name, server)]
+        if _CLUSTER_NODE in findings:
+            return [_CLUSTER_NODE]
         for partition in range(self._partition_count):
             meta = _text_map(_flat(await self._redis.hgetall(Keys(self._namespace, partition).meta)))
             findings += self._refusals(partition, meta)
+        return findings
+
+    async def _unfitness(self, name: str, server: Any) -> list[str]:
+        findings = []
+        try:
+            about = await server.info("server")
+            mode = about.get("redis_mode") or about.get("server_mode")  # the second is Valkey's word
+            if mode == "cluster" and not self._in_cluster:
+                findings.append(_CLUSTER_NODE)
+            version = about["redis_version"]
+            if tuple(int(part) for part in version.split(".")[:2]) < (6, 2):
+                findings.append(f"{name} {version} is too old: use Redis 6.2 or newer, or Valkey.")
+            policy = (await server.config_get("maxmemory-policy")).get("maxmemory-policy")
+            if policy not in (None, "noeviction"):
+                findings.append(
+                    f"{name}: maxmemory-policy is {policy}, which throws features away when memory runs short. "
+                    "Set 'maxmemory-policy noeviction'."
+                )
+        except redis_errors.ResponseError as error:
+            logger.warning("%s does not let itself be looked at (%s); check maxmemory-policy by hand", name, error)
         return findings
 
     def _refusals(self, partition: int, meta: Mapping[str, str]) -> list[str]:
@@ -371,33 +397,22 @@ class FeatureStore:
     async def _when_back(self, call: Any) -> Any:
         """Call, and call again with growing pauses while Redis is away. Logs an outage once at each end."""
         pause = _RETRY_FIRST_S
-        while not self._closed:
-            try:
-                reply = await call()
-            except (
-                redis_errors.AuthenticationError
-            ) as error:  # a ConnectionError to redis-py, but waiting can't mend it
-                raise StoreRefusedError(f"Redis refuses user or password ({error}): check them in redis_url") from error
-            except (*_AWAY, redis_errors.ResponseError) as error:
-                if not isinstance(error, _AWAY) and not _AWAY_TEXT.search(str(error)):
-                    raise
-                self._note_away(error)
+        with self._outage.call() as wait:
+            while not self._closed:
+                try:
+                    return await call()
+                except redis_errors.AuthenticationError as error:
+                    # A ConnectionError to redis-py, but waiting can't mend it.
+                    raise StoreRefusedError(
+                        f"Redis refuses user or password ({error}): check them in redis_url"
+                    ) from error
+                except (*_AWAY, redis_errors.ResponseError) as error:
+                    if not isinstance(error, _AWAY) and not _AWAY_TEXT.search(str(error)):
+                        raise
+                    wait(error)
                 await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
                 pause = min(2 * pause, _RETRY_MOST_S)
-                continue
-            self._note_back()
-            return reply
-        raise StoreClosedError("the feature store was closed while Redis was away")
-
-    def _note_away(self, error: BaseException) -> None:
-        if self._away_since is None:
-            self._away_since = asyncio.get_running_loop().time()
-            logger.error("Redis is away (%s): batches are kept and tried again until it is back", error)
-
-    def _note_back(self) -> None:
-        if self._away_since is not None:
-            logger.warning("Redis is back after %.1f s", asyncio.get_running_loop().time() - self._away_since)
-            self._away_since = None
+            raise StoreClosedError("the feature store was closed while Redis was away")
 
 
 def _read_script(name: str) -> tuple[str, str]:

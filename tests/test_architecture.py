@@ -33,7 +33,7 @@ HOMES = {
     "faust": ("worker/app.py", "worker/transport.py"),
     "mode": ("worker/app.py", "worker/transport.py"),
     "aiokafka": ("worker/app.py", "worker/transport.py"),
-    "redis": ("feature_store/store.py",),
+    "redis": ("feature_store/redis_cluster.py", "feature_store/store.py"),
     "tritonclient": ("worker/forecast_client.py",),
     "torch": (*TORCH_SIDE, "triton_models/"),
     "transformers": (*TORCH_SIDE, "triton_models/"),
@@ -163,7 +163,7 @@ def test_the_command_loads_no_library_before_it_knows_which_it_needs() -> None:
 
 
 def test_features_are_computed_without_redis() -> None:
-    modules = {path.stem for path in (ROOT / "feature_store").glob("*.py")} - {"__init__", "store"}
+    modules = {path.stem for path in (ROOT / "feature_store").glob("*.py")} - {"__init__", "redis_cluster", "store"}
     loaded = loaded_by("import " + ", ".join(f"feature_store.{module}" for module in sorted(modules)))
     assert loaded.isdisjoint({"redis", "faust", "aiokafka", "torch"})
     assert "redis" in loaded_by("import feature_store.store")
