@@ -298,6 +298,8 @@ class FeatureStore:
         """
         if not any(after > before for before, after in batch.positions.values()):
             raise ValueError("a batch that moves no position would count twice when its reply gets lost")
+        # Of the topics that stay too: Redis may have been rolled back to before the last batch of one of those.
+        positions = {topic: (stay, stay) for topic, stay in claim.positions.items()} | dict(batch.positions)
         keys = self._keys(claim)
         names = [keys.meta, keys.items, keys.products, *(keys.dirty(freq) for freq in self._forecast_freqs)]
         names += [keys.sums(sums.freq, sums.series_id) for sums in batch.sums]
@@ -306,7 +308,7 @@ class FeatureStore:
         arguments = {
             "owner": claim.owner,
             "incarnation": claim.incarnation,
-            "positions": [[topic, before, after] for topic, (before, after) in batch.positions.items()],
+            "positions": [[topic, before, after] for topic, (before, after) in positions.items()],
             "newest": list(batch.newest.items()),
             "items": pack_hash({name: _json(item) for name, item in batch.items.items()}),
             "products": pack_hash({name: _json(state) for name, state in batch.products.items()}),
@@ -334,16 +336,23 @@ class FeatureStore:
             freq: forecast frequency whose marks are read.
             items: item_ids whose marks are wanted, in the order of `SeriesRead.marks`.
             series: (stored freq, series_id) pairs, at most MAX_KEYS - 2; `SeriesRead.rows.item` counts in their order.
+
+        Raises:
+            FencedError, BehindError: see the classes.
         """
         keys = self._keys(claim)
         names = [keys.meta, keys.dirty(freq), *(keys.sums(*pair) for pair in series)]
         arguments = {"owner": claim.owner, "incarnation": claim.incarnation, "items": list(items)}
+        applied = dict(claim.positions)
         reply = await self._run("read", names, [msgspec.msgpack.encode(arguments)])
         _raise_if_not_owner(reply[0], claim)
         meta = _text_map(reply[1])
+        stored = _numbers(meta, "position:")
+        if any(stored.get(topic, -1) < position for topic, position in applied.items()):
+            raise _behind(claim)
         marks = [None if mark is None else int(mark) for mark in reply[2]]
         rows = BucketRows(*unpack_sums(reply[3:]))
-        return SeriesRead(_numbers(meta, "position:"), _numbers(meta, "newest:"), marks, rows)
+        return SeriesRead(stored, _numbers(meta, "newest:"), marks, rows)
 
     async def forecasts_done(self, claim: Claim, freq: str, done: Sequence[Done]) -> None:
         """Keep what the broker has acknowledged; clear the marks of items that nothing has touched since."""
@@ -446,7 +455,11 @@ def _raise_if_not_owner(status: bytes, claim: Claim) -> None:
     if status == b"FENCED":
         raise FencedError(f"partition {claim.partition} has been claimed by another worker")
     if status == b"BEHIND":
-        raise BehindError(f"partition {claim.partition}: Redis was emptied or rolled back since it was claimed")
+        raise _behind(claim)
+
+
+def _behind(claim: Claim) -> BehindError:
+    return BehindError(f"partition {claim.partition}: Redis was emptied or rolled back since it was claimed")
 
 
 def _layout_refusal(partition: int, stored: str) -> str:

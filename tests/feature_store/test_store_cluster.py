@@ -177,6 +177,21 @@ async def test_writes_that_die_with_their_master_are_noticed_and_made_again(clus
         assert await units(shop.store, claim, "mug") == {7: 4}
 
 
+async def test_writes_of_one_topic_that_died_are_noticed_by_whoever_asks_next(cluster: LocalRedisCluster) -> None:
+    async with open_shop(cluster) as shop:
+        claim = await shop.store.claim(0)
+        await sell(shop.store, claim, 1, "mug")
+        await apply(shop.store, claim, batch(claim, {"shop.clicks.v1": 1}))
+        master = shop.master(0)
+        cut_off_replicas(cluster, master)
+        await sell(shop.store, claim, 2, "mug")
+        await asyncio.to_thread(cluster.fail_over, master)
+        with pytest.raises(BehindError):  # orders fell back, and it is clicks that come
+            await shop.store.apply(claim, batch(claim, {"shop.clicks.v1": 2}))
+        with pytest.raises(BehindError):  # or nothing comes, and forecasts are made
+            await units(shop.store, claim, "mug")
+
+
 def cut_off_replicas(cluster: LocalRedisCluster, master: LocalRedisNode) -> None:
     """Let the replicas of a master hear nothing more from it, and still take over when it dies."""
     for replica in cluster.replicas_of(master):
