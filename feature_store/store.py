@@ -46,7 +46,7 @@ from feature_store.redis_cluster import ClusterClient, NotAClusterError
 
 logger = logging.getLogger(__name__)
 
-_RETRY_FIRST_S, _RETRY_MOST_S = 0.05, 2.0
+_RETRY_FIRST_S, _RETRY_MOST_S = 0.05, 1.0
 _AWAY = (
     redis_errors.ConnectionError,
     redis_errors.TimeoutError,
@@ -405,7 +405,7 @@ class FeatureStore:
 
     async def _when_back(self, call: Any) -> Any:
         """Call, and call again with growing pauses while Redis is away. Logs an outage once at each end."""
-        pause = _RETRY_FIRST_S
+        pause, broken_before = _RETRY_FIRST_S, False
         with self._outage.call() as wait:
             while not self._closed:
                 try:
@@ -418,7 +418,10 @@ class FeatureStore:
                 except (*_AWAY, redis_errors.ResponseError) as error:
                     if not isinstance(error, _AWAY) and not _AWAY_TEXT.search(str(error)):
                         raise
-                    wait(error)
+                    # A connection that broke while nobody used it is made anew: one such error is no outage yet.
+                    if broken_before or not isinstance(error, redis_errors.ConnectionError):
+                        wait(error)
+                    broken_before = True
                 await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
                 pause = min(2 * pause, _RETRY_MOST_S)
             raise StoreClosedError("the feature store was closed while Redis was away")

@@ -40,7 +40,8 @@ HOMES = {
     "safetensors": (*TORCH_SIDE, "triton_models/"),
     "triton_python_backend_utils": ("triton_models/",),
     "prometheus_client": ("worker/app.py", "worker/metrics.py"),
-    # Whoever talks to the broker beside the Faust app: topics, the shop's calendar, replays, checks, demo, local stack.
+    # Whoever talks to the broker beside the Faust app: topics, the shop's calendar, replays, checks, demo, local stack,
+    # and the watchdog, which must not depend on the app's own connection.
     "confluent_kafka": (
         "worker/demo_watch.py",
         "worker/global_calendar.py",
@@ -48,6 +49,7 @@ HOMES = {
         "worker/partitioner_check.py",
         "worker/replay.py",
         "worker/topics.py",
+        "worker/watchdog.py",
     ),
 }
 
