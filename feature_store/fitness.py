@@ -11,23 +11,33 @@ from feature_store.redis_calls import ResponseError
 
 logger = logging.getLogger(__name__)
 
+CLUSTER_NODE = "This Redis is a node of a cluster: set redis_cluster to true."
 
-async def server_findings(redis: Any) -> list[str]:
-    """What makes this server unfit."""
+
+async def servers_findings(servers: Mapping[str, Any], *, in_cluster: bool) -> list[str]:
+    """What makes these servers unfit: clients by name."""
+    findings = [finding for name, server in servers.items() for finding in await _findings(name, server, in_cluster)]
+    return [CLUSTER_NODE] if CLUSTER_NODE in findings else findings
+
+
+async def _findings(name: str, server: Any, in_cluster: bool) -> list[str]:
     findings = []
     try:
-        info = await redis.info("server")
-        info = info if "redis_version" in info else next(iter(info.values()))
-        if tuple(int(part) for part in info["redis_version"].split(".")[:2]) < (6, 2):
-            findings.append(f"Redis {info['redis_version']} is too old: use Redis 6.2 or newer, or Valkey.")
-        policy = (await redis.config_get("maxmemory-policy")).get("maxmemory-policy")
+        about = await server.info("server")
+        mode = about.get("redis_mode") or about.get("server_mode")  # the second is Valkey's word
+        if mode == "cluster" and not in_cluster:
+            findings.append(CLUSTER_NODE)
+        version = about["redis_version"]
+        if tuple(int(part) for part in version.split(".")[:2]) < (6, 2):
+            findings.append(f"{name} {version} is too old: use Redis 6.2 or newer, or Valkey.")
+        policy = (await server.config_get("maxmemory-policy")).get("maxmemory-policy")
         if policy not in (None, "noeviction"):
             findings.append(
-                f"maxmemory-policy is {policy}: Redis would throw features away when memory runs short. "
+                f"{name}: maxmemory-policy is {policy}, which throws features away when memory runs short. "
                 "Set 'maxmemory-policy noeviction'."
             )
     except ResponseError as error:
-        logger.warning("Redis does not let its configuration be read (%s); check maxmemory-policy by hand", error)
+        logger.warning("%s does not let itself be looked at (%s); check maxmemory-policy by hand", name, error)
     return findings
 
 

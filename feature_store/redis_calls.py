@@ -17,15 +17,16 @@ from typing import Any
 
 import redis.asyncio as redis_asyncio
 from redis import exceptions as redis_errors
-from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from feature_store.outage import Outage
+from feature_store.redis_cluster import ClusterClient
 from feature_store.store_errors import StoreClosedError, StoreRefusedError
 
 logger = logging.getLogger(__name__)
 
-_RETRY_FIRST_S, _RETRY_MOST_S = 0.05, 2.0
+_RETRY_FIRST_S, _RETRY_MOST_S = 0.05, 1.0
 _AWAY = (
     redis_errors.ConnectionError,
     redis_errors.TimeoutError,
@@ -49,14 +50,29 @@ class RedisCalls:
     """`redis` is the client itself, for calls that do not wait."""
 
     def __init__(self, url: str, *, cluster: bool) -> None:
-        options: dict[str, Any] = {"socket_timeout": 10.0, "socket_connect_timeout": 2.0}
-        if not cluster:  # one loop of tries is enough, and `when_back` tells of outages
-            options["retry"] = Retry(NoBackoff(), 0)
-        self.redis: Any = (
-            RedisCluster.from_url(url, **options) if cluster else redis_asyncio.Redis.from_url(url, **options)
-        )
+        # One loop of tries is enough, and `when_back` tells of outages.
+        options: dict[str, Any] = {
+            "socket_timeout": 10.0,
+            "socket_connect_timeout": 2.0,
+            "retry": Retry(NoBackoff(), 0),
+        }
+        self.in_cluster = cluster
+        self.redis: Any = ClusterClient(url, **options) if cluster else redis_asyncio.Redis.from_url(url, **options)
         self._closed = False
-        self._away_since: float | None = None
+        self._outage = Outage(
+            logger,
+            "Redis is away (%s): batches are kept and tried again until it is back",
+            "Redis is back after %.1f s",
+        )
+
+    @property
+    def is_away(self) -> bool:
+        """Whether a call is waiting for Redis now, as the log has told."""
+        return self._outage.is_on
+
+    async def servers(self) -> dict[str, Any]:
+        """Clients of the server, or of all nodes of the cluster, by name."""
+        return dict(await self.redis.servers()) if self.in_cluster else {"Redis": self.redis}
 
     async def close(self) -> None:
         """Close the connections. Calls still waiting for Redis raise StoreClosedError."""
@@ -78,34 +94,26 @@ class RedisCalls:
 
     async def when_back(self, call: Any) -> Any:
         """Call, and call again with growing pauses while Redis is away."""
-        pause = _RETRY_FIRST_S
-        while not self._closed:
-            try:
-                reply = await call()
-            except (
-                redis_errors.AuthenticationError
-            ) as error:  # a ConnectionError to redis-py, but waiting can't mend it
-                raise StoreRefusedError(f"Redis refuses user or password ({error}): check them in redis_url") from error
-            except (*_AWAY, redis_errors.ResponseError) as error:
-                if not isinstance(error, _AWAY) and not _AWAY_TEXT.search(str(error)):
-                    raise
-                self._note_away(error)
+        pause, broken_before = _RETRY_FIRST_S, False
+        with self._outage.call() as wait:
+            while not self._closed:
+                try:
+                    return await call()
+                except redis_errors.AuthenticationError as error:
+                    # A ConnectionError to redis-py, but waiting can't mend it.
+                    raise StoreRefusedError(
+                        f"Redis refuses user or password ({error}): check them in redis_url"
+                    ) from error
+                except (*_AWAY, redis_errors.ResponseError) as error:
+                    if not isinstance(error, _AWAY) and not _AWAY_TEXT.search(str(error)):
+                        raise
+                    # A connection that broke while nobody used it is made anew: one such error is no outage yet.
+                    if broken_before or not isinstance(error, redis_errors.ConnectionError):
+                        wait(error)
+                    broken_before = True
                 await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
                 pause = min(2 * pause, _RETRY_MOST_S)
-                continue
-            self._note_back()
-            return reply
-        raise StoreClosedError("the feature store was closed while Redis was away")
-
-    def _note_away(self, error: BaseException) -> None:
-        if self._away_since is None:
-            self._away_since = asyncio.get_running_loop().time()
-            logger.error("Redis is away (%s): batches are kept and tried again until it is back", error)
-
-    def _note_back(self) -> None:
-        if self._away_since is not None:
-            logger.warning("Redis is back after %.1f s", asyncio.get_running_loop().time() - self._away_since)
-            self._away_since = None
+            raise StoreClosedError("the feature store was closed while Redis was away")
 
 
 def _read_script(name: str) -> tuple[str, str]:

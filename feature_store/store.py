@@ -29,7 +29,7 @@ from feature_store.chunks import (
 )
 from feature_store.events import item_id_of
 from feature_store.features import SOURCES, BucketRows, Deltas
-from feature_store.fitness import layout_refusal, partition_findings, partitions_refusal, server_findings
+from feature_store.fitness import CLUSTER_NODE, layout_refusal, partition_findings, partitions_refusal, servers_findings
 from feature_store.items import Item, ProductState
 from feature_store.layout import (
     LAYOUT_VERSION,
@@ -45,6 +45,7 @@ from feature_store.layout import (
     unpack_summary,
 )
 from feature_store.redis_calls import REDIS_ERRORS, RedisCalls, flat
+from feature_store.redis_cluster import NotAClusterError
 from feature_store.seen_ids import ids_fields, plan_ids
 from feature_store.store_errors import (
     BehindError,
@@ -168,6 +169,11 @@ class FeatureStore:
         self._partition_count = partition_count
         self._forecast_freqs = tuple(forecast_freqs)
 
+    @property
+    def is_away(self) -> bool:
+        """Whether a call is waiting for Redis now, as the log has told."""
+        return self._calls.is_away
+
     async def close(self) -> None:
         """Close the connections. Calls still waiting for Redis raise StoreClosedError."""
         await self._calls.close()
@@ -176,7 +182,13 @@ class FeatureStore:
         """What makes this Redis unfit, one sentence a finding with its remedy. Empty = fit. Raises OSError-like
         redis errors when it can't be reached."""
         redis = self._calls.redis
-        findings = await server_findings(redis)
+        try:
+            servers = await self._calls.servers()
+        except NotAClusterError as error:
+            return [str(error)]
+        findings = await servers_findings(servers, in_cluster=self._calls.in_cluster)
+        if CLUSTER_NODE in findings:
+            return findings
         for partition in range(self._partition_count):
             meta = _text_map(flat(await redis.hgetall(Keys(self._namespace, partition).meta)))
             findings += partition_findings(partition, meta, self._partition_count)
@@ -238,6 +250,8 @@ class FeatureStore:
         """
         if not any(after > before for before, after in batch.positions.values()):
             raise ValueError("a batch that moves no position would count twice when its reply gets lost")
+        # Of the topics that stay too: Redis may have been rolled back to before the last batch of one of those.
+        positions = {topic: (stay, stay) for topic, stay in claim.positions.items()} | dict(batch.positions)
         keys = self._keys(claim)
         packed = pack_sums(batch.sums)
         ids = plan_ids(batch.event_ids, batch.oldest_generation, claim.generations, keys)
@@ -248,7 +262,7 @@ class FeatureStore:
         arguments = {
             "owner": claim.owner,
             "incarnation": claim.incarnation,
-            "positions": [[topic, before, after] for topic, (before, after) in batch.positions.items()],
+            "positions": [[topic, before, after] for topic, (before, after) in positions.items()],
             "newest": list(batch.newest.items()),
             "items": pack_hash({name: pack_item(item) for name, item in batch.items.items()}),
             "products": pack_hash({name: _json(state) for name, state in batch.products.items()}),
@@ -295,6 +309,9 @@ class FeatureStore:
             stored: stored frequency whose sums are read.
             series: series_ids, at most MAX_KEYS - 2; `SeriesRead.rows.item` counts in their order.
             first_bucket, last_bucket: both included; rows of buckets a little outside may come with them.
+
+        Raises:
+            FencedError, BehindError: see the classes.
         """
         keys = self._keys(claim)
         names = [keys.meta, keys.dirty(freq), *map(keys.sums, series)]
@@ -306,9 +323,13 @@ class FeatureStore:
             "fields": fields,
             "sources": len(SOURCES),
         }
+        applied = dict(claim.positions)
         reply = await self._calls.run("read", names, [msgspec.msgpack.encode(arguments)])
         _raise_if_not_owner(reply[0], claim)
         meta = _text_map(reply[1])
+        positions = _numbers(meta, "position:")
+        if any(positions.get(topic, -1) < position for topic, position in applied.items()):
+            raise _behind(claim)
         marks = [int(mark) if mark else None for mark in reply[2].split(b",")] if items else []
         by_source = {}
         for source, numbers, texts in zip(SOURCES, reply[3::2], reply[4::2], strict=True):
@@ -316,7 +337,7 @@ class FeatureStore:
             series_of, chunk = np.divmod(number, chunks or 1)
             by_source[source] = ChunkTexts(series_of, first_chunk + chunk, texts.split(b"\n") if texts else [])
         rows = unpack_chunks(stored, by_source)
-        return SeriesRead(_numbers(meta, "position:"), _numbers(meta, "newest:"), marks, rows)
+        return SeriesRead(positions, _numbers(meta, "newest:"), marks, rows)
 
     async def forecasts_done(self, claim: Claim, freq: str, done: Sequence[Done]) -> None:
         """Keep what the broker has acknowledged; clear the marks of items that nothing has touched since."""
@@ -378,4 +399,8 @@ def _raise_if_not_owner(status: bytes, claim: Claim) -> None:
     if status == b"FENCED":
         raise FencedError(f"partition {claim.partition} has been claimed by another worker")
     if status == b"BEHIND":
-        raise BehindError(f"partition {claim.partition}: Redis was emptied or rolled back since it was claimed")
+        raise _behind(claim)
+
+
+def _behind(claim: Claim) -> BehindError:
+    return BehindError(f"partition {claim.partition}: Redis was emptied or rolled back since it was claimed")

@@ -33,14 +33,15 @@ HOMES = {
     "faust": ("worker/app.py", "worker/transport.py"),
     "mode": ("worker/app.py", "worker/transport.py"),
     "aiokafka": ("worker/app.py", "worker/transport.py"),
-    "redis": ("feature_store/redis_calls.py",),
+    "redis": ("feature_store/redis_calls.py", "feature_store/redis_cluster.py"),
     "tritonclient": ("worker/forecast_client.py",),
     "torch": (*TORCH_SIDE, "triton_models/"),
     "transformers": (*TORCH_SIDE, "triton_models/"),
     "safetensors": (*TORCH_SIDE, "triton_models/"),
     "triton_python_backend_utils": ("triton_models/",),
     "prometheus_client": ("worker/app.py", "worker/metrics.py"),
-    # Whoever talks to the broker beside the Faust app: topics, the shop's calendar, replays, checks, demo, local stack.
+    # Whoever talks to the broker beside the Faust app: topics, the shop's calendar, replays, checks, demo, local stack,
+    # and the watchdog, which must not depend on the app's own connection.
     "confluent_kafka": (
         "worker/demo_watch.py",
         "worker/global_calendar.py",
@@ -49,6 +50,7 @@ HOMES = {
         "worker/record_fetcher.py",
         "worker/replay.py",
         "worker/topics.py",
+        "worker/watchdog.py",
     ),
 }
 
@@ -176,7 +178,7 @@ def test_the_command_loads_no_library_before_it_knows_which_it_needs() -> None:
 
 def test_features_are_computed_without_redis() -> None:
     modules = {path.stem for path in (ROOT / "feature_store").glob("*.py")} - {
-        *("__init__", "fitness", "redis_calls", "store")
+        *("__init__", "fitness", "redis_calls", "redis_cluster", "store")
     }
     loaded = loaded_by("import " + ", ".join(f"feature_store.{module}" for module in sorted(modules)))
     assert loaded.isdisjoint({"redis", "faust", "aiokafka", "torch"})

@@ -23,17 +23,18 @@ from faust.app.base import BootStrategy
 from mode import Service
 
 from feature_store.decoding import DecodeLimits
+from feature_store.outage import Outage
 from feature_store.plan import Retention
 from feature_store.store import FeatureStore, StoreClosedError
 from forecaster.inputs import ModelInputs
 from worker import metrics
 from worker.aside import Message
-from worker.errors import ForecastUnavailableError, TopicError
+from worker.errors import ForecastUnavailableError, TopicError, WatchdogError
 from worker.forecast_client import ForecastClient, ForecastReply
 from worker.global_calendar import GlobalCalendar
 from worker.lane_keeper import LaneKeeper
 from worker.lane_state import LaneRules
-from worker.record_fetcher import RecordBatch
+from worker.record_fetcher import RecordBatch, passing_errors
 from worker.scheduler import ForecastRules, Scheduler
 from worker.settings import Settings, stored_buckets, stored_freq
 from worker.topics import ASIDE_BYTES, ensure_topics, kafka_client_config
@@ -45,6 +46,7 @@ from worker.transport import (
     murmur2_partition,
     send_batch,
 )
+from worker.watchdog import KafkaAside, LastWords, Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +68,12 @@ class Worker(Service):  # type: ignore[misc]
         self._joined = False
         self._connected = False
         self._replaying = settings.clock == "event"
+        self._kafka_outage = Outage(
+            logger,
+            f"Kafka at {settings.kafka_bootstrap_servers} is away (%s): what is to be sent is kept, reading goes on "
+            "when it is back",
+            "Kafka is back after %.1f s",
+        )
         self.topics = list(settings.input_topics) + ([settings.topic_clock] if self._replaying else [])
 
     # -- life -----------------------------------------------------------------------------------------------------
@@ -103,9 +111,37 @@ class Worker(Service):  # type: ignore[misc]
             "group.id": f"{settings.namespace}.fetcher",  # librdkafka insists on one; nothing is joined or committed
             "fetch.wait.max.ms": settings.kafka_fetch_max_wait_ms,
         }
+        self._watchdog = self._new_watchdog()
+        self._watchdog.start()
         self._connected = True
         if not self._replaying:
             self._forecasting.append(asyncio.create_task(self._forecast_forever()))
+
+    def _new_watchdog(self) -> Watchdog:
+        loop = asyncio.get_running_loop()
+
+        def bark(error: WatchdogError) -> None:
+            asyncio.run_coroutine_threadsafe(self._app.crash(error), loop)
+
+        return Watchdog(
+            KafkaAside(kafka_client_config(self._settings)),
+            self._kafka_outage,
+            self._positions,
+            excused=lambda: self._store.is_away,
+            bark=bark,
+            last_words=LastWords("aiokafka", passing_errors.name),
+            # A replay stands still on purpose between the ticks of its clock.
+            patience_s=0.0 if self._replaying else self._settings.watchdog_s,
+        )
+
+    def _positions(self) -> dict[tuple[str, int], int | None]:
+        """Next offset of everything assigned; None where the lane has not begun or has read nothing yet."""
+        lanes = dict(self._lanes.lanes)
+        return {
+            (topic, partition): lanes[partition].claim.positions.get(topic) if partition in lanes else None
+            for partition in tuple(self._lanes.assigned)
+            for topic in self.topics
+        }
 
     async def _check_model(self) -> None:
         """A wrong model stops the worker; one that is away does not: a baseline stands in, and a replay waits."""
@@ -123,6 +159,7 @@ class Worker(Service):  # type: ignore[misc]
         """
         if not self._connected:
             return
+        self._watchdog.stop()
         await self._end_of(self._forecasting)  # 1
         if not self._replaying:  # 2
             drains = [asyncio.create_task(self._scheduler.drain(lane)) for lane in self._lanes.lanes.values()]
@@ -222,19 +259,13 @@ class Worker(Service):  # type: ignore[misc]
     async def _send(self, topic: str, partition: int, messages: Sequence[Message]) -> None:
         """Send records; returns when Kafka has acknowledged them. While Kafka is away, tries again: a record whose
         acknowledgement was lost may then stand twice, which consumers of forecasts and dead letters can tell."""
-        away = False
-        while True:
-            try:
-                await send_batch(self._app.producer, topic, partition, messages)
-            except RETRIABLE_SEND_ERRORS as error:
-                if not away:
-                    logger.error("Kafka does not take records of %s (%s): they are kept and sent again", topic, error)
-                away = True
-                await asyncio.sleep(_RESEND_PAUSE_S)
-                continue
-            if away:
-                logger.warning("Kafka takes records of %s again", topic)
-            return
+        with self._kafka_outage.call() as wait:
+            while True:
+                try:
+                    return await send_batch(self._app.producer, topic, partition, messages)
+                except RETRIABLE_SEND_ERRORS as error:
+                    wait(error)
+                    await asyncio.sleep(_RESEND_PAUSE_S)
 
 
 def create_app(settings: Settings, data: Path) -> faust.App:
@@ -331,8 +362,9 @@ def run_worker(settings: Settings) -> int:
     with tempfile.TemporaryDirectory(prefix="shelfcast-worker-") as data:
         app = create_app(settings, Path(data))
         process = faust.Worker(app, loglevel="INFO", quiet=True)
-        for library in ("faust", "mode", "aiokafka", "aiohttp"):
+        for library in ("faust", "mode", "aiohttp"):
             logging.getLogger(library).setLevel(logging.WARNING)  # their INFO tells of each service's start and stop
+        logging.getLogger("mode.timers").setLevel(logging.ERROR)  # a commit waits while Kafka is away, which is told
         code = 0
         try:
             process.execute_from_commandline()

@@ -11,7 +11,6 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,7 +19,8 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from worker.errors import TopicError
 from worker.records import Records
 
-logger = logging.getLogger(__name__)
+# Of what passes by itself. While Kafka is away librdkafka tells of every try; whoever reports outages listens here.
+passing_errors = logging.getLogger(f"{__name__}.passing")
 
 Partition = tuple[str, int]
 
@@ -70,14 +70,13 @@ class RecordFetcher:
             "auto.offset.reset": "error",  # offsets that Kafka has deleted are to be reported, not skipped
             "fetch.queue.backoff.ms": 5,  # librdkafka waits 1000 after its queue was full
             "queued.max.messages.kbytes": 16_384,
-            "error_cb": self._note_error,
+            "error_cb": lambda error: passing_errors.warning(error.str()),
         }
         self._on_batches, self._on_error, self._new_consumer = on_batches, on_error, new_consumer
         self._commands: deque[Callable[[], None]] = deque()
         self._readings: dict[Partition, _Reading] = {}
         self._lock = threading.Lock()  # guards what is on its way, which both threads change
         self._stopping = threading.Event()
-        self._away = False
         self._thread = threading.Thread(target=self._run, name="record-fetcher", daemon=True)
 
     def start(self) -> None:
@@ -124,9 +123,7 @@ class RecordFetcher:
                 while self._commands:
                     self._commands.popleft()()
                 first = self._consumer.poll(_POLL_S)
-                if first is None:
-                    self._probe()
-                else:
+                if first is not None:
                     # With a time to wait, `consume` would sit it out unless it gets all it asks for.
                     self._pass_on([first, *self._consumer.consume(_MOST_AT_ONCE - 1, timeout=0)])
         except Exception as error:
@@ -163,7 +160,6 @@ class RecordFetcher:
                 by_partition[key] = [message]
         batches = [batch for key, own in by_partition.items() if (batch := self._batch(key, own)) is not None]
         if batches:
-            self._note_back()
             self._on_batches(batches)
 
     def _batch(self, key: Partition, messages: list[Message]) -> RecordBatch | None:
@@ -206,7 +202,7 @@ class RecordFetcher:
             KafkaException: anything that does not pass by itself.
         """
         if error.code() in _PASSING:
-            self._note_error(error)
+            passing_errors.warning(error.str())
         elif error.code() not in _BEHIND_LOG:
             raise KafkaException(error)
         else:
@@ -221,26 +217,6 @@ class RecordFetcher:
             # The position stays what it was: the batch that begins at `low` says what is missing before it.
             self._consumer.incremental_unassign([TopicPartition(*key)])
             self._consumer.incremental_assign([TopicPartition(*key, low)])
-
-    def _note_error(self, error: KafkaError) -> None:
-        if error.code() in _PASSING:
-            if not self._away:
-                logger.error("Kafka is away (%s): reading goes on when it is back", error.str())
-            self._away = True
-        else:
-            logger.error("Kafka: %s", error.str())
-
-    def _probe(self) -> None:
-        """While Kafka is away and nothing comes, ask whether it is back."""
-        if self._away:
-            with suppress(KafkaException):
-                self._consumer.list_topics(timeout=1.0)
-                self._note_back()
-
-    def _note_back(self) -> None:
-        if self._away:
-            self._away = False
-            logger.warning("Kafka is back")
 
 
 def _bytes(values: Sequence[bytes | None]) -> int:

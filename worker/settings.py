@@ -127,6 +127,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 1000
     live_days: Annotated[int, Meta(ge=1, description="an item without orders for longer is no longer refreshed")] = 90
 
+    watchdog_s: Annotated[
+        float,
+        Meta(
+            ge=0, description="seconds without progress, with records to read and no outage, that end a worker; 0 = off"
+        ),
+    ] = 300.0
     web_host: Annotated[str, Meta(description="address of /live, /ready and /metrics")] = "127.0.0.1"
     web_port: Annotated[int, Meta(ge=0, le=65535, description="port of /live, /ready and /metrics")] = 6066
 
