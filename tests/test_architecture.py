@@ -40,13 +40,16 @@ HOMES = {
     "safetensors": (*TORCH_SIDE, "triton_models/"),
     "triton_python_backend_utils": ("triton_models/",),
     "prometheus_client": ("worker/app.py", "worker/metrics.py"),
-    # Whoever talks to the broker beside the Faust app: topics, the shop's calendar, replays, checks, demo, local stack.
+    # Whoever talks to the broker beside the Faust app: topics, the shop's calendar, replays, checks, retries of dead
+    # letters, demo, local stack.
     "confluent_kafka": (
         "worker/demo_watch.py",
         "worker/global_calendar.py",
         "worker/local_stack.py",
         "worker/partitioner_check.py",
         "worker/replay.py",
+        "worker/retry.py",
+        "worker/topic_reading.py",
         "worker/topics.py",
     ),
 }
@@ -55,14 +58,21 @@ HOMES = {
 SHARED_BASE = {"errors", "metrics", "schemas", "settings"}
 # ... of which one needs another.
 BASE_IMPORTS = {"errors": set[str](), "metrics": set[str](), "schemas": set[str](), "settings": {"errors"}}
-# One concept in several files: a lane, its parts, and who begins and ends lanes.
-PAIRS = {"lane": {"held_records", "reject_watch"}, "lane_keeper": {"lane", "held_records"}}
+# One concept in several files: a lane, its parts, and who begins and ends lanes; dead letters, how they are mended and
+# how they are sent again.
+PAIRS = {
+    "lane": {"held_records", "reject_watch"},
+    "lane_keeper": {"lane", "held_records"},
+    "dead_letters": {"topic_reading"},
+    "mending": {"dead_letters", "topic_reading"},
+    "retry": {"dead_letters", "mending", "topic_reading"},
+}
 # Commands and composition roots wire the rest, and only they import each other.
-ROOTS = {"__main__", "app", "cli", "run", "up", "check", "show", "demo", "write_schemas"}
-ROOT_PREFIXES = ("demo_", "local_")
+ROOTS = {"__main__", "app", "cli", "run", "up", "check", "show", "dlq", "demo", "write_schemas"}
+ROOT_PREFIXES = ("demo_", "dlq_", "local_")
 
 # os.environ is read at the entry points, and handed on to processes by those who start some.
-READ_ENVIRONMENT = {"worker/check.py", "worker/run.py", "worker/show.py"}
+READ_ENVIRONMENT = {"worker/check.py", "worker/dlq.py", "worker/run.py", "worker/show.py"}
 HAND_ENVIRONMENT_ON = {"worker/local_server.py", "worker/local_triton.py"}
 
 
