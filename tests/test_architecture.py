@@ -40,8 +40,9 @@ HOMES = {
     "safetensors": (*TORCH_SIDE, "triton_models/"),
     "triton_python_backend_utils": ("triton_models/",),
     "prometheus_client": ("worker/app.py", "worker/metrics.py"),
-    # Whoever talks to the broker beside the Faust app: topics, the shop's calendar, replays, checks, demo, local stack,
-    # and the watchdog, which must not depend on the app's own connection.
+    # Whoever talks to the broker beside the Faust app: topics, the shop's calendar, replays, checks, retries of dead
+    # letters, demo, local stack, the transport's reader, and the watchdog, which must not depend on the app's own
+    # connection.
     "confluent_kafka": (
         "worker/demo_watch.py",
         "worker/global_calendar.py",
@@ -49,6 +50,8 @@ HOMES = {
         "worker/partitioner_check.py",
         "worker/record_fetcher.py",
         "worker/replay.py",
+        "worker/retry.py",
+        "worker/topic_reading.py",
         "worker/topics.py",
         "worker/watchdog.py",
     ),
@@ -64,19 +67,23 @@ BASE_IMPORTS = {
     "schemas": set[str](),
     "settings": {"errors"},
 }
-# One concept in several files: a lane, its parts, and who begins and ends lanes; the transport and its reader.
+# One concept in several files: a lane, its parts, and who begins and ends lanes; the transport and its reader; dead
+# letters, how they are mended and how they are sent again.
 PAIRS = {
     "lane": {"aside", "held_records", "lane_state", "reject_watch"},
     "lane_state": {"aside"},
     "lane_keeper": {"lane", "lane_state", "held_records"},
     "transport": {"record_fetcher"},
+    "dead_letters": {"topic_reading"},
+    "mending": {"dead_letters", "topic_reading"},
+    "retry": {"dead_letters", "mending", "topic_reading"},
 }
 # Commands and composition roots wire the rest, and only they import each other.
-ROOTS = {"__main__", "app", "cli", "run", "up", "check", "show", "demo", "write_schemas"}
-ROOT_PREFIXES = ("demo_", "local_")
+ROOTS = {"__main__", "app", "cli", "run", "up", "check", "show", "dlq", "demo", "write_schemas"}
+ROOT_PREFIXES = ("demo_", "dlq_", "local_")
 
 # os.environ is read at the entry points, and handed on to processes by those who start some.
-READ_ENVIRONMENT = {"worker/check.py", "worker/run.py", "worker/show.py"}
+READ_ENVIRONMENT = {"worker/check.py", "worker/dlq.py", "worker/run.py", "worker/show.py"}
 HAND_ENVIRONMENT_ON = {"worker/local_server.py", "worker/local_triton.py"}
 
 

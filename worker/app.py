@@ -22,7 +22,6 @@ import prometheus_client
 from faust.app.base import BootStrategy
 from mode import Service
 
-from feature_store.decoding import DecodeLimits
 from feature_store.outage import Outage
 from feature_store.plan import Retention
 from feature_store.store import FeatureStore, StoreClosedError
@@ -223,11 +222,7 @@ class Worker(Service):  # type: ignore[misc]
             clock_topic=settings.topic_clock if self._replaying else "",
             retention=Retention(settings.shop_calendar(), settings.retention),
             forecast_freqs=settings.forecast_freqs,
-            limits=DecodeLimits(
-                currency=settings.currency,
-                max_message_bytes=settings.max_message_bytes,
-                partition_of=lambda product_id: murmur2_partition(product_id, count),
-            ),
+            limits=settings.decode_limits(lambda product_id: murmur2_partition(product_id, count)),
             dedup_window_ms=settings.dedup_window_ms,
             out_of_orderness_ms=settings.out_of_orderness_ms,
             max_future_ms=settings.max_future_ms,

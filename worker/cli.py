@@ -17,6 +17,7 @@ _COMMANDS = {
     "demo": ("worker.demo", "Replay four weeks of real orders and watch forecasts change."),
     "check": ("worker.check", "Inspect Kafka, Redis and Triton before the first start."),
     "show": ("worker.show", "Print an item's features and last forecast."),
+    "dlq": ("worker.dlq", "List, show and retry records that workers could not use."),
     "train": ("forecaster.train", "Train the served model."),
     "evaluate": ("forecaster.evaluate", "Score the model on days that it was not trained on."),
 }

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
 
 from feature_store.calendar_time import ShopCalendar, UnknownTimeZoneError
+from feature_store.decoding import DecodeLimits
 from feature_store.layout import STORED_FREQS
 from forecaster.contract import WINDOWS, features_hash
 from worker.errors import SettingsError
@@ -185,6 +186,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def shop_calendar(self) -> ShopCalendar:
         """Time zones of the shop's locations."""
         return ShopCalendar(self.time_zone, self.location_time_zones)
+
+    def decode_limits(self, partition_of: Callable[[str], int], max_event_time_ms: int = 2**62) -> DecodeLimits:
+        """What records are held to; `partition_of` says where a product belongs."""
+        return DecodeLimits(
+            currency=self.currency,
+            max_event_time_ms=max_event_time_ms,
+            max_message_bytes=self.max_message_bytes,
+            partition_of=partition_of,
+        )
 
     def store_options(self) -> dict[str, Any]:
         """Arguments of the FeatureStore that these settings mean."""
