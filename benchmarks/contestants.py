@@ -105,7 +105,9 @@ class Shelfcast(Contestant):
 class Peer(Contestant):
     """One of `benchmarks.peers`; it tells itself when how much is stored."""
 
-    def __init__(self, directory: Path, name: str, settings: Settings, milestones: tuple[int, int], python: Path) -> None:
+    def __init__(
+        self, directory: Path, name: str, settings: Settings, milestones: tuple[int, int], python: Path
+    ) -> None:
         self.settings = settings
         arguments = [settings.kafka_bootstrap_servers, settings.topic_orders, settings.redis_url, *map(str, milestones)]
         self._program = Program(directory, f"benchmarks.peers.{name}", arguments, str(python))

@@ -6,9 +6,9 @@ is sent to its topic. The clock runs from its going on (SIGCONT) to its last wri
 the group are outside, all work on the backlog is inside. Then everything stored is compared, cell by cell, with a plain
 dict. Programs take turns, and each starts with a topic of its own and an empty Redis.
 
-The job: sums of orders by product and bucket of event time. Peers keep units and revenue in 5-minute buckets; the worker
-keeps all its features in its three frequencies. Forecasting is put off (forecast_interval_ms of an hour, no model
-server): what the worker owes is marked all the same, which is part of taking an event in.
+The job: sums of orders by product and bucket of event time. Peers keep units and revenue in 5-minute buckets; the
+worker keeps all its features in its three frequencies. Forecasting is put off (forecast_interval_ms of an hour, no
+model server): what the worker owes is marked all the same, which is part of taking an event in.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import click
 import redis
@@ -33,7 +33,7 @@ from benchmarks.shop import Cells, Zipf, environment
 from worker.errors import LocalStackError
 from worker.local_server import LocalServer
 from worker.local_stack import LocalStack
-from worker.settings import Settings, load_settings
+from worker.settings import load_settings
 from worker.topics import ensure_topics
 
 _PRODUCTS, _SEED = 5_000, 1
@@ -81,7 +81,8 @@ def job_backlog(events: int, now_ms: int, event_ids: bool) -> Backlog:
 
 def full_backlog(events: int, now_ms: int) -> Backlog:
     """Full-size orders, clicks and reviews."""
-    mixed = mix.make_mix(_WARM_UP + events, Zipf(_PRODUCTS, now_ms - _SPAN_MS, now_ms, _SEED))
+    zipf = Zipf(_PRODUCTS, now_ms - _SPAN_MS, now_ms, _SEED)
+    mixed = mix.make_mix(_WARM_UP + events, zipf, first_order_all=True)  # an item is looked up by its orders
     records = [(event.source, event.product_id, mix.encode_event(event)) for event in mixed]
     return Backlog(records, shop.sum_cells(map(mix.contribution, mixed), BUCKET_MS))
 
@@ -130,7 +131,7 @@ def _empty(redis_url: str) -> None:
     client = redis.Redis.from_url(redis_url)
     client.flushall()
     client.bgrewriteaof()
-    while cast(dict[str, Any], client.info("persistence"))["aof_rewrite_in_progress"]:
+    while client.info("persistence")["aof_rewrite_in_progress"]:
         time.sleep(0.01)
     client.close()
 
@@ -164,9 +165,7 @@ class Contest:
                 self.failures[name] = str(error)
 
     def _run_one(self, name: str, namespace: str) -> Run:
-        variables = environment(
-            self._stack, namespace, kafka_session_timeout_s=10, forecast_interval_ms=3_600_000
-        )
+        variables = environment(self._stack, namespace, kafka_session_timeout_s=10, forecast_interval_ms=3_600_000)
         settings, directory = load_settings(variables), self._stack.directory
         if name not in self._pythons:
             backlog = self._backlogs[{"shelfcast": "job", "shelfcast_dedup": "job_ids"}.get(name, name)]
@@ -234,7 +233,9 @@ def _chosen(_: click.Context, __: click.Parameter, value: str) -> list[str]:
 
 def _whole_steps(_: click.Context, __: click.Parameter, value: int) -> int:
     if value < 1 or value % _STEP:
-        raise click.BadParameter(f"{value} is no multiple of {_STEP}: peers that store in batches would wait at the end")
+        raise click.BadParameter(
+            f"{value} is no multiple of {_STEP}: peers that store in batches would wait at the end"
+        )
     return value
 
 

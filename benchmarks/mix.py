@@ -29,17 +29,19 @@ class Event(NamedTuple):
     cents: int = 0
 
 
-def make_mix(count: int, zipf: Zipf) -> list[Event]:
-    """The same events for the same arguments, in order of event time. The first are one order of every product."""
+def make_mix(count: int, zipf: Zipf, *, first_order_all: bool = False) -> list[Event]:
+    """The same events for the same arguments, in order of event time. With `first_order_all` they begin with an order
+    of every product."""
     product, event_ms = zipf.draw(count)
     random = np.random.default_rng([zipf.seed, 2])
     source = random.choice(len(SOURCES), size=count, p=_SHARES)
-    first = min(zipf.products, count)
-    product[:first], source[:first] = np.arange(first), 0
+    if first_order_all:
+        product[: zipf.products], source[: zipf.products] = np.arange(zipf.products), 0
     draws = random.integers(0, 5000, size=(count, 3))
     columns = (source.tolist(), event_ms.tolist(), product.tolist(), draws.tolist(), make_event_ids(count, zipf.seed))
     return [
-        _event(SOURCES[s], ms, product_name(p), draw, event_id) for s, ms, p, draw, event_id in zip(*columns, strict=True)
+        _event(SOURCES[s], ms, product_name(p), draw, event_id)
+        for s, ms, p, draw, event_id in zip(*columns, strict=True)
     ]
 
 

@@ -21,8 +21,8 @@ _LINES_QUOTED = 3
 
 
 class PeerEnvironment:
-    """Made in `directory` when first needed and kept for the next time. Peers that were not asked for are not installed:
-    Pathway alone brings more than a gigabyte."""
+    """Made in `directory` when first needed and kept for the next time. Peers that were not asked for are not
+    installed: Pathway alone brings more than a gigabyte."""
 
     def __init__(self, directory: Path = DEFAULT_DIRECTORY) -> None:
         self._directory = directory.expanduser().absolute()
@@ -36,7 +36,15 @@ class PeerEnvironment:
             return None
         # Not our own packages: those of shelfcast's environment may contradict a peer's.
         failure = _run(sys.executable, "-m", "venv", str(self._directory)) or _run(
-            str(self.python), "-m", "pip", "install", "--disable-pip-version-check", "-qq", "-c", str(REQUIREMENTS), *PEERS[peer]
+            str(self.python),
+            "-m",
+            "pip",
+            "install",
+            "--disable-pip-version-check",
+            "-qq",
+            "-c",
+            str(REQUIREMENTS),
+            *PEERS[peer],
         )
         if failure is None:
             stamp.write_text(requirements, encoding="utf-8")

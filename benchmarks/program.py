@@ -29,18 +29,20 @@ class Program(LocalServer):
         deadline = time.monotonic() + timeout_s
         while True:
             ended = not self.is_running  # asked first: what it printed before its end is in the log then
-            for told in self._told():
-                if told.get(key) == value:
-                    return told
+            told = self.told(key, value)
+            if told is not None:
+                return told
             if ended:
                 raise self.failure(f"ended before it told {key} {value}")
             if time.monotonic() > deadline:
                 raise self.failure(f"has not told {key} {value} in {timeout_s:g} s")
             time.sleep(_POLL_S)
 
-    def _told(self) -> list[dict[str, Any]]:
+    def told(self, key: str, value: Any) -> dict[str, Any] | None:
+        """An object that it has printed whose `key` is `value`, None while there is none."""
         whole_lines = self.log_path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-        return [json.loads(line) for line in whole_lines if line.startswith("{")]
+        objects: list[dict[str, Any]] = [json.loads(line) for line in whole_lines if line.startswith("{")]
+        return next((found for found in objects if found.get(key) == value), None)
 
     def _prepare(self) -> None:
         self.log_path.unlink(missing_ok=True)  # of the run before

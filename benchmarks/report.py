@@ -50,7 +50,7 @@ def peak_rss_mb(server: LocalServer) -> float:
 
 
 def _process_files(server: LocalServer, name: str) -> Iterator[str]:
-    """/proc/PID/NAME of every process of a server. Each server leads a session of its own, which tells whose they are."""
+    """/proc/PID/NAME of every process of a server; it leads a session of its own, which tells whose they are."""
     for directory in Path("/proc").glob("[0-9]*"):
         try:
             session = int((directory / "stat").read_text(errors="replace").rpartition(")")[2].split()[3])

@@ -45,7 +45,7 @@ class Zipf(NamedTuple):
     seed: int
 
     def draw(self, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Product numbers and event times of `count` events, in order of event time; the same for the same arguments."""
+        """Product numbers and event times of events, in order of event time; the same for the same arguments."""
         weights = 1 / np.arange(1, self.products + 1)
         product = np.random.default_rng(self.seed).choice(self.products, size=count, p=weights / weights.sum())
         return product, np.linspace(self.first_ms, self.last_ms, count).astype(np.int64)
@@ -70,6 +70,11 @@ def environment(stack: LocalStack, namespace: str, topics: str = "", **settings:
 def product_name(number: int) -> str:
     """Product of a number."""
     return f"p{number:05d}"
+
+
+def product_number(name: str) -> int:
+    """Number of a product."""
+    return int(name.removeprefix("p"))
 
 
 def make_event_ids(count: int, seed: int) -> list[str]:

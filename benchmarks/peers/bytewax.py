@@ -63,7 +63,8 @@ class ProductSums(StatefulBatchLogic):  # type: ignore[misc]
                 _add(self._sums, bucket, more)
                 sales += more[2]
         changed = {bucket for sums in values for bucket in sums}
-        return [(sales, [(bucket, *self._sums[bucket][:2]) for bucket in changed])], StatefulBatchLogic.RETAIN
+        rows = [(bucket, self._sums[bucket][0], self._sums[bucket][1]) for bucket in changed]
+        return [(sales, rows)], StatefulBatchLogic.RETAIN
 
     def snapshot(self) -> Sums:
         return {bucket: list(total) for bucket, total in self._sums.items()}

@@ -75,7 +75,7 @@ class RunningSums:
             total[0] += quantity
             total[1] += quantity * round(sale.unit_price * 100)
             touched.add(cell)
-        return [(product, bucket, *sums[product, bucket]) for product, bucket in touched]
+        return [(*cell, sums[cell][0], sums[cell][1]) for cell in touched]
 
 
 def hset_commands(cells: Iterable[Cell]) -> list[list[str | int]]:
@@ -93,7 +93,7 @@ def store_cells(client: redis.Redis, cells: Iterable[Cell]) -> None:
     """Write cells, all in one round trip."""
     pipeline = client.pipeline(transaction=False)
     for command in hset_commands(cells):
-        pipeline.execute_command(*command)
+        pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
     pipeline.execute()
 
 

@@ -44,7 +44,7 @@ class RedisWriter:
         self._cells: list[Cell] = []
         self._counted = 0
 
-    def on_change(self, key: object, row: dict[str, Any], time: int, is_addition: bool) -> None:  # noqa: FBT001
+    def on_change(self, key: object, row: dict[str, Any], time: int, is_addition: bool) -> None:
         """A changed cell comes as its old row taken away and its new one added."""
         if is_addition:
             self._cells.append((row["product_id"], row["bucket"], row["units"], row["cents"]))

@@ -79,9 +79,7 @@ def create_app(job: Job) -> Application:
         state_dir=Path.cwd() / "state",  # whoever starts it removes its directory
         loglevel="ERROR",
     )
-    topic = app.topic(
-        job.topic, key_deserializer="string", value_deserializer="json", timestamp_extractor=event_time
-    )
+    topic = app.topic(job.topic, key_deserializer="string", value_deserializer="json", timestamp_extractor=event_time)
     windows = app.dataframe(topic).tumbling_window(BUCKET_MS).reduce(add_sums, first_sums).current()
     windows.sink(RedisSink(job))
     return app
