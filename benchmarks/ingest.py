@@ -72,7 +72,7 @@ class Run(NamedTuple):
 
 
 def job_backlog(events: int, now_ms: int, event_ids: bool) -> Backlog:
-    """Orders of about 90 bytes; without an event_id none can be known for a duplicate."""
+    """Orders of about 100 bytes; without an event_id none can be known for a duplicate."""
     zipf = Zipf(_PRODUCTS, now_ms - _SPAN_MS, now_ms, _SEED)
     orders = shop.make_orders(_WARM_UP + events, zipf, event_ids)
     records = [("orders", order.product_id, shop.encode(order)) for order in orders]

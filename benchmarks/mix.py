@@ -70,7 +70,7 @@ def _event(source: str, event_ms: int, product_id: str, draw: list[int], event_i
 
 
 def encode_event(event: Event) -> bytes:
-    """JSON: orders about 290 bytes, clicks 190, reviews 200."""
+    """JSON: orders about 270 bytes, clicks 170, reviews 190."""
     return msgspec.json.encode(event.fields)
 
 

@@ -95,7 +95,7 @@ def make_orders(count: int, zipf: Zipf, event_ids: bool = False) -> list[Order]:
 
 
 def encode(order: Order) -> bytes:
-    """About 90 bytes of JSON, and 50 more with an event_id."""
+    """About 100 bytes of JSON, and 50 more with an event_id."""
     message = {
         "event_time": order.event_ms,
         "product_id": order.product_id,

@@ -15,7 +15,7 @@ from bytewax.connectors.kafka import KafkaSource
 from bytewax.dataflow import Dataflow
 from bytewax.operators import StatefulBatchLogic
 from bytewax.outputs import DynamicSink, StatelessSinkPartition
-from bytewax.testing import run_main
+from bytewax.run import cli_main
 
 from benchmarks.peers.job import (
     BUCKET_MS,
@@ -106,4 +106,4 @@ def create_flow(job: Job) -> Dataflow:
 
 
 if __name__ == "__main__":
-    run_main(create_flow(job_from_arguments()))
+    cli_main(create_flow(job_from_arguments()))
