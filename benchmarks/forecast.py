@@ -50,9 +50,8 @@ def make_inputs(freq: str, items: int) -> ModelInputs:
     return build_inputs(freq, _CUTOFF_MS, subjects, rows, ShopCalendar("UTC"), [], prediction_length)
 
 
-async def _through_triton(
-    client: ForecastClient, inputs: ModelInputs, in_flight: int, seconds: float
-) -> dict[str, float]:
+async def time_model(client: ForecastClient, inputs: ModelInputs, in_flight: int, seconds: float) -> dict[str, float]:
+    """Forecasts a second of requests with `inputs`, `in_flight` of them at any time, and the median time of one."""
     for _ in repeat(None, 3):  # the first passes of a size are slower
         await client.forecast(inputs)
     took: list[float] = []
@@ -86,7 +85,7 @@ async def _measure(triton_url: str, seconds: float) -> list[dict[str, Any]]:
         for size in _SIZES:
             inputs = make_inputs(freq, size)
             for in_flight in (1, 2):
-                found = await _through_triton(client, inputs, in_flight, seconds)
+                found = await time_model(client, inputs, in_flight, seconds)
                 cases.append({"forecaster": f"model, {in_flight} in flight", "freq": freq, "items": size} | found)
             found = _baseline(inputs, WINDOWS[freq].max_prediction_length, seconds)
             cases.append({"forecaster": "empirical baseline", "freq": freq, "items": size} | found)

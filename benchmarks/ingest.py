@@ -1,237 +1,268 @@
-"""How many events a second one worker process takes from Kafka into exact features; plain Faust beside it.
+"""How many events a second one worker process takes from Kafka into exact features, and what other Python libraries
+make of the same job, in the same run and on the same servers.
 
-Orders stand in the topic before a worker starts. The time runs from the first positions seen in Redis to the last, so
-that start-up and the group's first join are outside of it; what was already applied at the first sight is not counted.
-Then every cell is compared with a plain dict. Forecasting is put off (forecast_interval_ms of an hour, no model
-server): what a worker owes is marked all the same, which is part of taking an event in.
+One rule for all: a program is started and has stored a warm-up; then its process is stopped (SIGSTOP) while the backlog
+is sent to its topic. The clock runs from its going on (SIGCONT) to its last write into Redis: start and first join of
+the group are outside, all work on the backlog is inside. Then everything stored is compared, cell by cell, with a plain
+dict. Programs take turns, and each starts with a topic of its own and an empty Redis.
+
+The job: sums of orders by product and bucket of event time. Peers keep units and revenue in 5-minute buckets; the
+worker keeps all its features in its three frequencies. Forecasting is put off (forecast_interval_ms of an hour, no
+model server): what the worker owes is marked all the same, which is part of taking an event in.
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
+import os
+import signal
 import statistics
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import click
 import redis
 
-from benchmarks.report import cpu_s, show
-from benchmarks.shop import Order, Zipf, environment, make_orders, send_orders
-from feature_store.features import FEATURE_INDEX
-from feature_store.store import FeatureStore
+from benchmarks import mix, shop
+from benchmarks.contestants import BUCKET_MS, Contestant, Peer, Shelfcast
+from benchmarks.peer_environment import DEFAULT_DIRECTORY, PEERS, PeerEnvironment
+from benchmarks.report import cpu_s, peak_rss_mb, show
+from benchmarks.shop import Cells, Zipf, environment
+from worker.errors import LocalStackError
 from worker.local_server import LocalServer
 from worker.local_stack import LocalStack
-from worker.local_worker import LocalWorker
-from worker.settings import Settings, load_settings
+from worker.settings import load_settings
 from worker.topics import ensure_topics
-from worker.transport import murmur2_partition
 
 _PRODUCTS, _SEED = 5_000, 1
-_SPAN_MS = 6 * 3_600_000  # of event time; the last order happens as the benchmark begins
-_BUCKET_MS = {"5m": 300_000, "1h": 3_600_000, "1d": 86_400_000}  # the shop's zone is UTC
-_UNITS, _LINES, _REVENUE = (FEATURE_INDEX[name] for name in ("units", "order_lines", "revenue"))
-_POLL_S = 0.02
-_PATIENCE_S = 300.0
-_LOOK_UPS = 64  # at once
+_SPAN_MS = 6 * 3_600_000  # of event time; the last event happens as the benchmark begins
+_WARM_UP = 20_000
+_STEP = 20_000  # batches and checkpoints of all peers divide it, so that none waits at the end for one to fill up
+_PATIENCE_S = 600.0
 
-Cells = Counter[tuple[str, str, int, str]]  # (product, freq, bucket, what is summed)
+
+class Backlog(NamedTuple):
+    """What a program is to read: (source, key, value) of each record, the warm-up first; and what is in it."""
+
+    records: list[tuple[str, str, bytes]]
+    truth: Cells
+
+    @property
+    def events(self) -> int:
+        """Without the warm-up."""
+        return len(self.records) - _WARM_UP
 
 
 class Run(NamedTuple):
     """One timed run of one program."""
 
-    program: str
     events: int
     seconds: float
-    cpu_s: dict[str, float]  # by process
+    cpu_s: float
+    peak_rss_mb: float
+    servers_cpu_s: dict[str, float]
     correct: bool
+    libraries: Mapping[str, str]
 
     @property
     def events_per_s(self) -> float:
         return self.events / self.seconds
 
 
-class FaustPeer(LocalServer):
-    """`faust_peer` as a process of its own; it ends by itself."""
-
-    name: ClassVar[str] = "faust-peer"
-
-    def __init__(self, directory: Path, arguments: Sequence[str]) -> None:
-        super().__init__(directory)
-        self._arguments = arguments
-
-    def _command(self) -> list[str]:
-        # -P: the modules beside the program are not to be found by their bare names.
-        return [sys.executable, "-P", str(Path(__file__).with_name("faust_peer.py")), *self._arguments]
-
-    def _answers(self) -> bool:
-        return True
+def job_backlog(events: int, now_ms: int, event_ids: bool) -> Backlog:
+    """Orders of about 100 bytes; without an event_id none can be known for a duplicate."""
+    zipf = Zipf(_PRODUCTS, now_ms - _SPAN_MS, now_ms, _SEED)
+    orders = shop.make_orders(_WARM_UP + events, zipf, event_ids)
+    records = [("orders", order.product_id, shop.encode(order)) for order in orders]
+    return Backlog(records, shop.sum_cells(map(shop.contribution, orders), BUCKET_MS))
 
 
-def recompute(orders: Iterable[Order], freqs: Iterable[str]) -> Cells:
-    """Order by order: units, cents and order lines of each product, freq and bucket."""
-    cells: Cells = Counter()
-    for order in orders:
-        for freq in freqs:
-            cell = (order.product_id, freq, order.event_ms // _BUCKET_MS[freq])
-            cells[*cell, "units"] += order.quantity
-            cells[*cell, "cents"] += order.quantity * order.cents
-            cells[*cell, "lines"] += 1
-    return cells
+def full_backlog(events: int, now_ms: int) -> Backlog:
+    """Full-size orders, clicks and reviews."""
+    zipf = Zipf(_PRODUCTS, now_ms - _SPAN_MS, now_ms, _SEED)
+    mixed = mix.make_mix(_WARM_UP + events, zipf, first_order_all=True)  # an item is looked up by its orders
+    records = [(event.source, event.product_id, mix.encode_event(event)) for event in mixed]
+    return Backlog(records, shop.sum_cells(map(mix.contribution, mixed), BUCKET_MS))
 
 
-async def _time_worker(stack: LocalStack, settings: dict[str, str], orders: Sequence[Order]) -> Run:
-    parsed = load_settings(settings)
-    store = _store(parsed)
-    worker = LocalWorker(stack.directory, settings, parsed.namespace)
-    servers: dict[str, LocalServer] = {"program": worker, "kafka": stack.kafka, "redis": stack.redis}
+def time_run(stack: LocalStack, contestant: Contestant, backlog: Backlog) -> Run:
+    """One run, from the creation of its topics to the comparison with the truth.
 
-    async def applied() -> int:
-        positions = await asyncio.gather(*(store.peek_positions(p) for p in range(parsed.partition_count)))
-        return sum(found.get(parsed.topic_orders, 0) for found in positions)
-
-    worker.launch()
+    1. Send the warm-up, start the program, wait until it has stored that.
+    2. Stop it, send the rest, let it go on: now the clock runs, until all is stored.
+    3. Compare. Leave nothing behind.
+    """
+    settings, server = contestant.settings, contestant.server
+    topics = {source: getattr(settings, f"topic_{source}") for source in mix.SOURCES}
+    records = [(topics[source], key, value) for source, key, value in backlog.records]
+    _empty(settings.redis_url)
+    shop.create_topics(settings, topics.values())
+    ensure_topics(settings)
     try:
-        before = await _wait_until(worker, applied, lambda count: count > 0)
-        began, cpu_before = time.monotonic(), {name: cpu_s(server) for name, server in servers.items()}
-        await _wait_until(worker, applied, lambda count: count >= len(orders))
-        seconds = time.monotonic() - began
-        used = {name: round(cpu_s(server) - cpu_before[name], 2) for name, server in servers.items()}
+        shop.send(settings, records[:_WARM_UP])  # 1
+        server.launch()
+        contestant.wait_until_stored(_WARM_UP, _PATIENCE_S)
+        _signal(server, signal.SIGSTOP)  # 2
+        shop.send(settings, records[_WARM_UP:])
+        before = {each.name: cpu_s(each) for each in (server, stack.kafka, stack.redis)}
+        began_s = time.monotonic()
+        _signal(server, signal.SIGCONT)
+        ended_s = contestant.wait_until_stored(len(records), _PATIENCE_S)
+        used = {each.name: round(cpu_s(each) - before[each.name], 2) for each in (server, stack.kafka, stack.redis)}
+        peak_mb = peak_rss_mb(server)
     finally:
-        worker.kill()  # it would first make the forecasts it owes
-    correct = await _stored(store, parsed, {order.product_id for order in orders}) == recompute(orders, _BUCKET_MS)
-    await store.close()
-    return Run("shelfcast worker", len(orders) - before, seconds, used, correct)
+        server.kill()  # a worker would first make the forecasts it owes
+    stored = contestant.stored({key for _, key, _ in records})  # 3
+    truth = {cell: value for cell, value in backlog.truth.items() if contestant.keeps(cell[1], cell[3])}
+    shop.delete_topics(settings, topics.values())
+    correct = +stored == +Cells(truth)
+    own_cpu_s = used.pop(server.name)
+    return Run(backlog.events, ended_s - began_s, own_cpu_s, peak_mb, used, correct, contestant.libraries())
 
 
-async def _wait_until(
-    worker: LocalWorker, applied: Callable[[], Coroutine[Any, Any, int]], enough: Callable[[int], bool]
-) -> int:
-    deadline = time.monotonic() + _PATIENCE_S
-    while not enough(count := await applied()):
-        if not worker.is_running:
-            raise worker.failure("ended")
-        if time.monotonic() > deadline:
-            raise worker.failure(f"has applied {count} records in {_PATIENCE_S:g} s")
-        await asyncio.sleep(_POLL_S)
-    return count
+def _signal(server: LocalServer, number: signal.Signals) -> None:
+    os.killpg(server.pid, number)  # its children too
 
 
-def _store(settings: Settings) -> FeatureStore:
-    return FeatureStore(**settings.store_options())
-
-
-async def _stored(store: FeatureStore, settings: Settings, products: set[str]) -> Cells:
-    """What stands in Redis, in whole units and cents; a part of one would make a cell differ."""
-    cells: Cells = Counter()
-    slots = asyncio.Semaphore(_LOOK_UPS)
-
-    async def read(product: str) -> None:
-        async with slots:
-            found = await store.look_up(murmur2_partition(product, settings.partition_count), product, "")
-        for freq, (buckets, values) in found.sums.items() if found else ():
-            for bucket, row in zip(buckets.tolist(), values.tolist(), strict=True):
-                cells[product, freq, bucket, "units"] = row[_UNITS] / 1000
-                cells[product, freq, bucket, "cents"] = row[_REVENUE] / 10_000
-                cells[product, freq, bucket, "lines"] = row[_LINES]
-
-    await asyncio.gather(*(read(product) for product in products))
-    return cells
-
-
-def _time_peer(stack: LocalStack, settings: Settings, orders: Sequence[Order], wanted: int) -> Run:
-    arguments = [settings.kafka_bootstrap_servers, settings.topic_orders, settings.redis_url, str(wanted)]
-    peer = FaustPeer(stack.directory, arguments)
-    servers: dict[str, LocalServer] = {"kafka": stack.kafka, "redis": stack.redis}
-    cpu_before = {name: cpu_s(server) for name, server in servers.items()}
-    peer.launch()
-    try:
-        peer.wait_until_ended(_PATIENCE_S)
-        used = {name: round(cpu_s(server) - cpu_before[name], 2) for name, server in servers.items()}
-        result = json.loads(peer.log_path.read_text(encoding="utf-8").splitlines()[-1])
-    except ValueError as error:
-        raise peer.failure("ended without a result") from error
-    finally:
-        peer.kill()
-    numbers = [int(order_id.removeprefix("o")) for order_id in result["order_ids"]]
-    expected = recompute([orders[number] for number in set(numbers)], ["5m"])
-    client = redis.Redis.from_url(settings.redis_url, decode_responses=True)
-    stored: Cells = Counter()
-    for product in {product for product, *_ in expected}:
-        for bucket, row in cast(dict[str, str], client.hgetall(f"peer:{product}")).items():
-            units, cents = row.split(",")
-            stored[product, "5m", int(bucket), "units"] = int(units)
-            stored[product, "5m", int(bucket), "cents"] = int(cents)
-        client.delete(f"peer:{product}")
+def _empty(redis_url: str) -> None:
+    """Empty Redis and its append-only file, so that no run pays for rewriting what the one before has left."""
+    client = redis.Redis.from_url(redis_url)
+    client.flushall()
+    client.bgrewriteaof()
+    while client.info("persistence")["aof_rewrite_in_progress"]:
+        time.sleep(0.01)
     client.close()
-    correct = stored == Counter({cell: value for cell, value in expected.items() if cell[3] != "lines"})
-    used["program"] = round(result["cpu_s"], 2)
-    return Run("Faust, take(1000)", result["events"], result["seconds"], used, correct)
 
 
-def measure(events: int, peer_events: int, runs: int) -> dict[str, Any]:
-    """Both programs in turn, `runs` times, on the same topic."""
-    now_ms = time.time_ns() // 1_000_000
-    orders = make_orders(events, Zipf(_PRODUCTS, now_ms - _SPAN_MS, now_ms, _SEED))
+class Contest:
+    """All programs, backlogs and runs on one stack."""
+
+    def __init__(self, stack: LocalStack, events: int, environments: Mapping[str, Path]) -> None:
+        now_ms = time.time_ns() // 1_000_000
+        self._stack = stack
+        self._pythons = environments
+        self._backlogs = {
+            "job": job_backlog(events, now_ms, event_ids=False),
+            "job_ids": job_backlog(events, now_ms, event_ids=True),
+            "full": full_backlog(events, now_ms),
+        }
+        self.programs = ("shelfcast", "shelfcast_dedup", *environments, "full")
+        self.runs: dict[str, list[Run]] = {name: [] for name in self.programs}
+        self.failures: dict[str, str] = {}
+
+    def run(self, number: int) -> None:
+        """Each program once. A peer that fails is out of the contest; our own failure is the benchmark's."""
+        for name in self.programs:
+            if name in self.failures:
+                continue
+            try:
+                self.runs[name].append(self._run_one(name, f"ingest-{name.replace('_', '-')}-{number}"))
+            except LocalStackError as error:
+                if name not in self._pythons:
+                    raise
+                self.failures[name] = str(error)
+
+    def _run_one(self, name: str, namespace: str) -> Run:
+        variables = environment(self._stack, namespace, kafka_session_timeout_s=10, forecast_interval_ms=3_600_000)
+        settings, directory = load_settings(variables), self._stack.directory
+        if name not in self._pythons:
+            backlog = self._backlogs[{"shelfcast": "job", "shelfcast_dedup": "job_ids"}.get(name, name)]
+            return time_run(self._stack, Shelfcast(directory, variables), backlog)
+        backlog = self._backlogs["job"]
+        milestones = _WARM_UP, len(backlog.records)
+        return time_run(self._stack, Peer(directory, name, settings, milestones, self._pythons[name]), backlog)
+
+
+def measure(events: int, runs: int, peers: Sequence[str], peers_venv: Path) -> dict[str, Any]:
+    """All programs in turn, `runs` times."""
+    peer_environment = PeerEnvironment(peers_venv)
+    absent = {peer: reason for peer in peers if (reason := peer_environment.install(peer)) is not None}
+    pythons = {peer: peer_environment.python for peer in peers if peer not in absent}
     with LocalStack(triton=False) as stack:
-        timed: list[Run] = []
-        for n in range(runs):
-            variables = environment(stack, f"ingest{n}", "ingest", forecast_interval_ms=3_600_000)
-            if n == 0:
-                ensure_topics(load_settings(variables))
-                send_orders(load_settings(variables), orders)
-            timed.append(asyncio.run(_time_worker(stack, variables, orders)))
-            timed.append(_time_peer(stack, load_settings(variables), orders, peer_events))
-    return {"in_topic": events, "products": _PRODUCTS, "partitions": 4, "runs": runs} | {
-        run.program: _summary([r for r in timed if r.program == run.program]) for run in timed[:2]
-    }
+        contest = Contest(stack, events, pythons)
+        for number in range(runs):
+            contest.run(number)
+    found = {name: _summary(timed) for name, timed in contest.runs.items() if name not in contest.failures}
+    full = found.pop("full")
+    job = found | {peer: {"absent": reason} for peer, reason in (absent | contest.failures).items()}
+    return {"job": job, "full": full, "products": _PRODUCTS, "partitions": 4, "warm_up": _WARM_UP, "runs": runs}
 
 
 def _summary(runs: Sequence[Run]) -> dict[str, Any]:
-    rates = [run.events_per_s for run in runs]
+    """The median run, with the range of all."""
+    rates = sorted(run.events_per_s for run in runs)
     median = sorted(runs, key=lambda run: run.events_per_s)[len(runs) // 2]
     return {
-        "events": median.events,
-        "seconds": round(median.seconds, 2),
         "events_per_s": round(statistics.median(rates)),
-        "events_per_s_range": [round(min(rates)), round(max(rates))],
-        "cpu_us_per_event": {name: round(1e6 * used / median.events, 1) for name, used in median.cpu_s.items()},
+        "events_per_s_range": [round(rates[0]), round(rates[-1])],
+        "events": median.events,
+        "seconds": round(median.seconds, 3),
         "cpu_s": median.cpu_s,
+        "peak_rss_mb": round(max(run.peak_rss_mb for run in runs)),
+        "servers_cpu_s": median.servers_cpu_s,
         "correct": all(run.correct for run in runs),
+        "libraries": median.libraries,
     }
 
 
-@click.command()
-@click.option("--events", default=200_000, show_default=True, help="Orders in the topic.")
-@click.option("--peer-events", default=60_000, show_default=True, help="How many of them plain Faust reads.")
-@click.option("--runs", default=3, show_default=True, help="The median is shown.")
-@click.option("--json", "as_json", is_flag=True, help="End in one line of JSON.")
-def command(events: int, peer_events: int, runs: int, as_json: bool) -> None:
-    """Events a second of one worker process, from Kafka into exact features."""
-    figures = measure(events, peer_events, runs)
-    programs = [name for name, found in figures.items() if isinstance(found, dict)]
-    slowest = min(figures[name]["events_per_s"] for name in programs)
-    rows = [
-        [
-            name,
-            f"{figures[name]['events_per_s']:,}",
-            "{:,}–{:,}".format(*figures[name]["events_per_s_range"]),
-            f"{figures[name]['events_per_s'] / slowest:.1f}",
-            f"{figures[name]['cpu_s']['program']:.2f} for {figures[name]['events']:,}",
-            f"{figures[name]['cpu_s']['redis']:.2f}",
-            "yes" if figures[name]["correct"] else "NO",
-        ]
-        for name in programs
+def _row(name: str, found: Mapping[str, Any], ours: float) -> list[str]:
+    if "absent" in found:
+        return [name, "absent"]
+    rate, servers = found["events_per_s"], found["servers_cpu_s"]
+    return [
+        name,
+        f"{rate:,}",
+        "{:,}–{:,}".format(*found["events_per_s_range"]),
+        f"{ours / rate:.2f}",
+        f"{found['cpu_s']:.2f}",
+        f"{servers['redis']:.2f}",
+        f"{found['peak_rss_mb']}",
+        "yes" if found["correct"] else "NO",
     ]
-    header = ("program", "events/s", "range", "ratio", "CPU s", "Redis CPU s", "correct")
-    show(f"Kafka to features, median of {runs}", header, rows, figures, as_json)
-    sys.exit(0 if all(figures[name]["correct"] for name in programs) else 1)
+
+
+def _chosen(_: click.Context, __: click.Parameter, value: str) -> list[str]:
+    names = [] if value == "none" else list(PEERS) if value == "all" else value.split(",")
+    unknown = sorted(set(names) - set(PEERS))
+    if unknown:
+        raise click.BadParameter(f"no peer {', '.join(unknown)}: choose from {', '.join(PEERS)}, all, none")
+    return names
+
+
+def _whole_steps(_: click.Context, __: click.Parameter, value: int) -> int:
+    if value < 1 or value % _STEP:
+        raise click.BadParameter(
+            f"{value} is no multiple of {_STEP}: peers that store in batches would wait at the end"
+        )
+    return value
+
+
+@click.command()
+@click.option("--events", default=400_000, show_default=True, callback=_whole_steps, help="Events in the backlog.")
+@click.option("--runs", default=3, show_default=True, type=click.IntRange(1), help="The median is shown.")
+@click.option("--peers", default="all", show_default=True, callback=_chosen, help="all, none, or some by name: a,b.")
+@click.option(
+    "--peers-venv",
+    default=DEFAULT_DIRECTORY,
+    type=click.Path(path_type=Path, file_okay=False),
+    help=f"Where the peers are installed. [default: {DEFAULT_DIRECTORY}]",
+)
+@click.option("--json", "as_json", is_flag=True, help="End in one line of JSON.")
+def command(events: int, runs: int, peers: list[str], peers_venv: Path, as_json: bool) -> None:
+    """Events a second of one worker process, from Kafka into exact features, and of other libraries beside it."""
+    figures = measure(events, runs, peers, peers_venv)
+    job, full = figures["job"], figures["full"]
+    ours = job["shelfcast"]["events_per_s"]
+    rows = [_row(name, found, ours) for name, found in job.items()] + [_row("full", full, ours)]
+    header = ("program", "events/s", "range", "ours is ×", "CPU s", "Redis CPU s", "peak MB", "correct")
+    show(f"Kafka to features, {events:,} events, median of {runs}", header, rows, figures, as_json)
+    absent = {name: found["absent"] for name, found in job.items() if "absent" in found}
+    for name, reason in absent.items():
+        click.echo(f"{name} is absent: {reason}", err=True)
+    all_correct = all(found["correct"] for found in [*job.values(), full] if "absent" not in found)
+    sys.exit(0 if all_correct else 1)
 
 
 if __name__ == "__main__":

@@ -1,37 +1,49 @@
 """From an order's produce() to the first forecast that has seen it, as a consumer of the output topic meets it.
 
-A live worker (clock = wall) on the embedded broker, Redis and Triton. Orders of random items leave at an even rate,
-whether or not forecasts keep up. A forecast has seen an order when its positions cover the order's offset. Two months
-of history and a warm-up at the same rate come before the orders that count.
+A live worker (clock = wall) on the embedded broker, Redis and Triton. Two orders, seven clicks and a review of ten
+events leave at an even rate, whether or not forecasts keep up; all of them touch their item, so that its forecast is
+owed. A forecast has seen an order when its positions cover the order's offset. Two months of history and a warm-up at
+the same rate come before the orders that count.
 """
 
 from __future__ import annotations
 
-import random
-import threading
+import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import click
 import msgspec
 import numpy as np
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, Producer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
+from numpy.typing import NDArray
 
+from benchmarks import latency_figures as maths
+from benchmarks.forecast import make_inputs, time_model
+from benchmarks.mix import SOURCES
+from benchmarks.program import Program
 from benchmarks.report import cpu_s, show
-from benchmarks.shop import Order, Zipf, encode, environment, make_orders, send_orders
-from worker.errors import TopicError
+from benchmarks.shop import Zipf, encode, environment, make_orders, product_name, send
+from benchmarks.steady_sender import Sending
+from forecaster.contract import MODEL_NAME
+from worker.errors import LocalStackError
+from worker.forecast_client import ForecastClient
+from worker.local_server import LocalServer
 from worker.local_stack import LocalStack
 from worker.local_worker import LocalWorker
 from worker.settings import Settings, load_settings
 from worker.topics import ensure_topics, kafka_client_config
+from worker.transport import murmur2_partition
 
-_FREQS = ("1d", "1h,1d")
+_RATES = (1000.0, 5000.0, 20_000.0)
 _HISTORY_MS = 60 * 86_400_000
-_HISTORY_ORDERS = 120  # an item
-_WARM_UP_S = 3.0
-_PATIENCE_S = 60.0
+_HISTORY_ORDERS = 120  # an item, on average
+_WARM_UP_S = 5.0
+_PATIENCE_S = 120.0
+_MODEL_S = 3.0
+_ORDERS = SOURCES.index("orders")
 
 
 class _Seen(msgspec.Struct):
@@ -43,178 +55,270 @@ class _Seen(msgspec.Struct):
     degraded: bool = False
 
 
-class _Arrival(NamedTuple):
-    clock_s: float
-    position: int
+class Arrivals:
+    """Forecasts of one item and freq in order of arrival."""
 
-
-class _Sent(NamedTuple):
-    item_id: str
-    clock_s: float
-    offset: int
+    def __init__(self) -> None:
+        self.clock_s: list[float] = []
+        self.position: list[int] = []
+        self.reached = 0
 
 
 class ForecastReader:
-    """Reads the output topic in a thread of its own, and notes when which position of the orders was first covered."""
+    """Reads the output topic, and notes which position of the orders each forecast covers and when it came."""
 
     def __init__(self, settings: Settings) -> None:
+        # The embedded broker does not look for new records before the wait is up.
         config = kafka_client_config(settings) | {"group.id": "latency", "fetch.wait.max.ms": 10}
         self._consumer = Consumer(config)
         self._consumer.assign(
             [TopicPartition(settings.topic_forecasts, p, OFFSET_BEGINNING) for p in range(settings.partition_count)]
         )
         self._orders_topic = settings.topic_orders
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._changed = threading.Condition()
-        self.arrivals: dict[tuple[str, str], list[_Arrival]] = defaultdict(list)  # by (item_id, freq), oldest first
+        self._decode = msgspec.json.Decoder(_Seen).decode
+        self.arrivals: dict[tuple[str, str], Arrivals] = defaultdict(Arrivals)  # by (item_id, freq)
         self.degraded = 0
 
-    def start(self) -> None:
-        self._thread.start()
+    def read_until(self, done: Callable[[], bool], what: str, *, patience_s: float = _PATIENCE_S) -> None:
+        """Read until `done()`, which is asked some times a second. Raises LocalStackError when that takes too long."""
+        deadline_s, ask_s = time.monotonic() + patience_s, 0.0
+        while True:
+            message = self._consumer.poll(0.05)
+            now_s = time.monotonic()
+            if message is not None and message.error() is None and message.value() is not None:
+                self._note(self._decode(message.value() or b""), now_s)
+            if now_s > ask_s:
+                if done():
+                    return
+                if now_s > deadline_s:
+                    raise LocalStackError(f"{what} did not come within {patience_s:g} s")
+                ask_s = now_s + 0.1
 
-    def stop(self) -> None:
-        self._stopping.set()
-        self._thread.join()
-        self._consumer.close()
-
-    def wait_until_seen(self, offsets: Mapping[str, int], freqs: Iterable[str]) -> None:
-        """Wait until each item has a forecast of each freq that covers the offset given for it."""
-        wanted = [(item_id, freq, offset) for item_id, offset in offsets.items() for freq in freqs]
+    def has_seen(self, offsets: Mapping[str, int], freqs: Sequence[str]) -> Callable[[], bool]:
+        """Does each item have a forecast of each freq that covers the offset given for it?"""
+        missing = {(item, freq): offset for item, offset in offsets.items() for freq in freqs}
 
         def seen() -> bool:
-            return all(found and found[-1].position > n for i, f, n in wanted for found in (self.arrivals.get((i, f)),))
+            for key in [key for key, offset in missing.items() if self.arrivals[key].reached > offset]:
+                del missing[key]
+            return not missing
 
-        with self._changed:
-            if not self._changed.wait_for(seen, _PATIENCE_S):
-                raise TopicError(f"forecasts of the last orders did not come within {_PATIENCE_S:g} s")
+        return seen
 
-    def _run(self) -> None:
-        decoder = msgspec.json.Decoder(_Seen)
-        while not self._stopping.is_set():
-            message = self._consumer.poll(0.1)
-            if message is None or message.error() is not None:
-                continue
-            clock_s, seen = time.monotonic(), decoder.decode(message.value() or b"")
-            with self._changed:
-                arrival = _Arrival(clock_s, seen.positions.get(self._orders_topic, 0))
-                self.arrivals[seen.item_id, seen.freq].append(arrival)
-                self.degraded += seen.degraded
-                self._changed.notify_all()
+    def close(self) -> None:
+        self._consumer.close()
+
+    def _note(self, seen: _Seen, now_s: float) -> None:
+        arrivals, position = self.arrivals[seen.item_id, seen.freq], seen.positions.get(self._orders_topic, 0)
+        arrivals.clock_s.append(now_s)
+        arrivals.position.append(position)
+        arrivals.reached = max(arrivals.reached, position)
+        self.degraded += seen.degraded
 
 
-class SteadyOrders:
-    """Sends orders at an even rate and keeps when each left and at which offset it stands."""
+class Sent(NamedTuple):
+    """Events in order of sending, (event,) each; `offset` is of the whole topic."""
 
-    def __init__(self, settings: Settings, items: Sequence[str]) -> None:
-        config = kafka_client_config(settings) | {"partitioner": "murmur2", "linger.ms": 0}
-        self._producer = Producer(config)
-        self._topic = settings.topic_orders
-        self._items = items
-        self._random = random.Random(1)  # noqa: S311 - a seeded choice of items
-        self._number = 0
+    clock_s: NDArray[np.float64]
+    item: NDArray[np.int64]
+    source: NDArray[np.int64]
+    offset: NDArray[np.int64]
 
-    def send(self, rate: float, seconds: float) -> list[_Sent]:
-        """Send `rate` orders a second; returns them once Kafka has all."""
-        sent: list[_Sent] = []
-        began = time.monotonic()
-        for n in range(round(rate * seconds)):
-            time.sleep(max(began + n / rate - time.monotonic(), 0))
-            order = Order(self._number, time.time_ns() // 1_000_000, self._random.choice(self._items), 1, 250)
-            self._number += 1
-            noting = self._noting(order.product_id, time.monotonic(), sent)
-            self._producer.produce(self._topic, encode(order), order.product_id.encode(), on_delivery=noting)
-            self._producer.poll(0)
-        self._producer.flush()
-        return sent
-
-    def _noting(self, item_id: str, clock_s: float, sent: list[_Sent]) -> Any:
-        def delivered(error: KafkaError | None, message: Message) -> None:
-            if error is not None:
-                raise TopicError(f"Kafka did not take an order: {error.str()}")
-            sent.append(_Sent(item_id, clock_s, message.offset() or 0))
-
-        return delivered
+    def take(self, which: NDArray[np.bool_]) -> Sent:
+        return Sent(self.clock_s[which], self.item[which], self.source[which], self.offset[which])
 
 
-def _latencies_ms(sent: Sequence[_Sent], reader: ForecastReader, freq: str) -> list[float]:
-    out = []
-    for order in sent:
-        first = next(a for a in reader.arrivals[order.item_id, freq] if a.position > order.offset)
-        out.append(1000 * (first.clock_s - order.clock_s))
-    return out
+class Case:
+    """One rate and set of frequencies: topics, a worker, a sender, the reader in this process."""
 
+    def __init__(self, stack: LocalStack, freqs: str, rate: float, seconds: float, items: int) -> None:
+        name = f"latency-{freqs.replace(',', '-')}-{rate:g}"
+        variables = environment(stack, name, forecast_freqs=freqs)
+        self._stack = stack
+        self._rate, self._seconds, self._items = rate, seconds, items
+        self._settings = load_settings(variables)
+        self._worker = LocalWorker(stack.directory, variables, self._settings.namespace)
 
-def _measure_one(stack: LocalStack, freqs: str, rate: float, seconds: float, items: int) -> dict[str, Any]:
-    variables = environment(stack, f"latency-{freqs.replace(',', '-')}-{rate:g}", forecast_freqs=freqs)
-    settings = load_settings(variables)
-    ensure_topics(settings)
-    now_ms = time.time_ns() // 1_000_000
-    history = make_orders(items * _HISTORY_ORDERS, Zipf(items, now_ms - _HISTORY_MS, now_ms, seed=1))
-    placed = send_orders(settings, history)
-    last = {order.product_id: placed[order.number][1] for order in history}
-    worker, reader = LocalWorker(stack.directory, variables, settings.namespace), ForecastReader(settings)
-    try:
-        worker.start()
-        reader.start()
-        reader.wait_until_seen(last, settings.forecast_freqs)
-        orders = SteadyOrders(settings, sorted(last))
-        orders.send(rate, _WARM_UP_S)
-        began, before = time.monotonic(), {s.name: cpu_s(s) for s in (worker, stack.triton, stack.kafka, stack.redis)}
-        sent = orders.send(rate, seconds)
-        ended, after = time.monotonic(), {s.name: cpu_s(s) for s in (worker, stack.triton, stack.kafka, stack.redis)}
-        reader.wait_until_seen({order.item_id: order.offset for order in sent}, settings.forecast_freqs)
-    finally:
-        reader.stop()
-        worker.kill()
-    made = sum(began <= a.clock_s < ended for found in reader.arrivals.values() for a in found)
-    names = {worker.name: "worker"}
-    return {
-        "orders_per_s": rate,
-        "forecasts_per_s": round(made / (ended - began), 1),
-        "degraded": reader.degraded,
-        "latency_ms": {freq: _percentiles(_latencies_ms(sent, reader, freq)) for freq in settings.forecast_freqs},
-        "cores_used": {names.get(n, n): round((after[n] - before[n]) / (ended - began), 2) for n in before},
-    }
+    def measure(self, model_forecasts_per_s: float) -> dict[str, Any]:
+        """Figures of this case.
 
+        1. History, and a forecast of every item.
+        2. Send; meanwhile read what comes, until everything sent has been seen.
+        3. Figures of the orders after the warm-up.
+        """
+        ensure_topics(self._settings)
+        last, ends = self._send_history()
+        reader = ForecastReader(self._settings)
+        freqs = self._settings.forecast_freqs
+        try:
+            self._worker.start()
+            reader.read_until(reader.has_seen(last, freqs), "forecasts of the history")  # 1
+            sent, used = self._send(reader, ends)  # 2
+        finally:
+            reader.close()
+            self._worker.kill()
+        return self._figures(sent, reader, model_forecasts_per_s) | {"cores_used": used}  # 3
 
-def _percentiles(values: Sequence[float]) -> dict[str, float]:
-    return {name: round(float(np.percentile(values, q)), 1) for name, q in (("p50", 50), ("p99", 99), ("max", 100))}
+    def _send_history(self) -> tuple[dict[str, int], NDArray[np.int64]]:
+        """Orders of two months. Returns each item's last offset, and the end of each partition."""
+        settings, now_ms = self._settings, time.time_ns() // 1_000_000
+        history = make_orders(self._items * _HISTORY_ORDERS, Zipf(self._items, now_ms - _HISTORY_MS, now_ms, seed=1))
+        send(settings, ((settings.topic_orders, order.product_id, encode(order)) for order in history))
+        ends, last = np.zeros(settings.partition_count, dtype=np.int64), {}
+        for order in history:
+            partition = murmur2_partition(order.product_id, settings.partition_count)
+            last[order.product_id] = int(ends[partition])
+            ends[partition] += 1
+        return last, ends
 
-
-def measure(rates: Sequence[float], seconds: float, items: int) -> dict[str, Any]:
-    """Every rate with daily forecasts only, then with hourly and daily ones."""
-    with LocalStack() as stack:
-        cases = {
-            f"{freqs} at {rate:g}/s": _measure_one(stack, freqs, rate, seconds, items)
-            for freqs in _FREQS
-            for rate in rates
+    def _send(self, reader: ForecastReader, ends: NDArray[np.int64]) -> tuple[Sent, dict[str, float]]:
+        settings, total_s = self._settings, _WARM_UP_S + self._seconds
+        path = self._stack.directory / f"{settings.namespace}.npz"
+        sending = Sending(
+            config=kafka_client_config(settings),
+            topics={source: getattr(settings, f"topic_{source}") for source in SOURCES},
+            partitions=settings.partition_count,
+            items=self._items,
+            rate=self._rate,
+            seconds=total_s,
+            seed=2,
+            path=str(path),
+        )
+        sender = Program(self._stack.directory, "benchmarks.steady_sender", [msgspec.json.encode(sending).decode()])
+        servers: Sequence[LocalServer] = (
+            self._worker,
+            self._stack.triton,
+            self._stack.kafka,
+            self._stack.redis,
+            sender,
+        )
+        sender.launch()
+        try:
+            reader.read_until(lambda: sender.told("sending", True) is not None, "the sender's messages")
+            before = _processor_s(servers)
+            began_s = time.monotonic()
+            reader.read_until(
+                lambda: not sender.is_running or time.monotonic() > began_s + total_s,
+                "the last event",
+                patience_s=total_s + _PATIENCE_S,
+            )
+            after = _processor_s(servers)
+            reader.read_until(lambda: not sender.is_running, "the sender's end")
+            sender.wait_for("sent", True, 0)
+        finally:
+            sender.kill()
+        sent = Sent(**np.load(path))
+        orders = sent.source == _ORDERS
+        partition_of = np.array([murmur2_partition(product_name(i), len(ends)) for i in range(self._items)])
+        sent.offset[orders] += ends[partition_of[sent.item[orders]]]
+        last = {
+            product_name(i): o for i, o in zip(sent.item[orders].tolist(), sent.offset[orders].tolist(), strict=True)
         }
-    return {"seconds": seconds, "items": items, "partitions": 4, "cases": cases}
+        reader.read_until(reader.has_seen(last, settings.forecast_freqs), "forecasts of the last orders")
+        used = maths.cores_used(before, after, total_s)
+        names = {self._worker.name: "worker", sender.name: "sender"}
+        return sent, {names.get(name, name): cores for name, cores in used.items()}
+
+    def _figures(self, sent: Sent, reader: ForecastReader, model_forecasts_per_s: float) -> dict[str, Any]:
+        began_s = float(sent.clock_s[0]) + _WARM_UP_S
+        counted = sent.take(sent.clock_s >= began_s)
+        orders = counted.take(counted.source == _ORDERS)
+        ended_s = float(counted.clock_s[-1])
+        ends_s = [began_s + n for n in range(1, int(ended_s - began_s) + 1)]
+        touched = maths.distinct_per_s(counted.clock_s, counted.item, ends_s)
+        arrived = np.concatenate([np.array(found.clock_s) for found in reader.arrivals.values()])
+        due_s = float(sent.clock_s[0]) + np.arange(len(sent.clock_s)) / self._rate
+        by_freq = {}
+        for freq in self._settings.forecast_freqs:
+            seen_s = _seen_s(orders, reader, freq)
+            owed = maths.owed_each_second(orders.clock_s, seen_s, orders.item, ends_s)
+            by_freq[freq] = maths.percentiles_ms(seen_s - orders.clock_s) | owed
+        return {
+            "by_freq": by_freq,
+            "forecasts_per_s": round(
+                float(((arrived >= began_s) & (arrived < ended_s)).sum() / (ended_s - began_s)), 1
+            ),
+            "events_per_s": round(len(counted.item) / (ended_s - began_s), 1),
+            "orders_per_s": round(len(orders.item) / (ended_s - began_s), 1),
+            "sender_late_p99_ms": maths.percentiles_ms(sent.clock_s - due_s)["p99_ms"],
+            "touched_items_per_s": round(touched, 1),
+            "model_forecasts_per_s": model_forecasts_per_s,
+            "bar_p99_ms": maths.bar_ms(touched, model_forecasts_per_s),
+            "degraded": reader.degraded,
+        }
+
+
+def _processor_s(servers: Sequence[LocalServer]) -> dict[str, float]:
+    """Processor seconds so far, of this process as "reader"."""
+    return {server.name: cpu_s(server) for server in servers} | {"reader": time.process_time()}
+
+
+def _seen_s(orders: Sent, reader: ForecastReader, freq: str) -> NDArray[np.float64]:
+    """When the first forecast that has seen it came: (order,)."""
+    seen_s = np.empty(len(orders.item))
+    for item in np.unique(orders.item).tolist():
+        own, arrivals = orders.item == item, reader.arrivals[product_name(item), freq]
+        seen_s[own] = maths.first_covering(orders.offset[own], np.array(arrivals.position), np.array(arrivals.clock_s))
+    return seen_s
+
+
+async def _model_forecasts_per_s(triton_url: str, batch_size: int) -> float:
+    """Daily forecasts a second that the model makes with the machine to itself: two requests in flight."""
+    client = ForecastClient(triton_url, model_name=MODEL_NAME, timeout_s=30)
+    await client.check_model()
+    found = await time_model(client, make_inputs("1d", batch_size), 2, _MODEL_S)
+    await client.close()
+    return found["forecasts_per_s"]
+
+
+def measure(rates: Sequence[float], seconds: float, items: int, with_hourly: bool) -> dict[str, Any]:
+    """Every rate with daily forecasts; and with hourly and daily ones, if wanted."""
+    figures: dict[str, Any] = {}
+    with LocalStack() as stack:
+        alone = asyncio.run(_model_forecasts_per_s(stack.triton_url, Settings().forecast_batch_size))
+        for rate in rates:
+            found = Case(stack, "1d", rate, seconds, items).measure(alone)
+            figures[f"{rate:g}"] = found.pop("by_freq")["1d"] | found
+            if with_hourly:
+                figures[f"{rate:g}"]["with_hourly"] = Case(stack, "1h,1d", rate, seconds, items).measure(alone)
+    return figures | {"seconds": seconds, "items": items, "partitions": 4}
+
+
+def _row(name: str, latency: Mapping[str, Any], case: Mapping[str, Any]) -> list[str]:
+    return [
+        name,
+        *(f"{latency[key]:,.0f}" for key in ("p50_ms", "p99_ms", "p999_ms")),
+        f"{case['bar_p99_ms']:,.0f}",
+        f"{case['touched_items_per_s']:,.0f}",
+        f"{case['forecasts_per_s']:,.0f}",
+        f"{latency['share_forecast']:.0%}",
+        " ".join(f"{cores:.2f}" for cores in case["cores_used"].values()),
+    ]
 
 
 @click.command()
-@click.option("--rate", "rates", multiple=True, type=float, default=(20.0, 100.0), show_default=True, help="Orders/s.")
-@click.option("--seconds", default=20.0, show_default=True, help="How long each rate is kept up.")
-@click.option("--items", default=200, show_default=True, help="Items ordered, all equally often.")
+@click.option("--rate", "rates", multiple=True, type=float, default=_RATES, show_default=True, help="Events a second.")
+@click.option("--seconds", default=20.0, show_default=True, help="How long each rate is kept up, after the warm-up.")
+@click.option("--items", default=2000, show_default=True, help="Items; the n-th has events in proportion to 1/n.")
+@click.option("--hourly", is_flag=True, help="Also with hourly forecasts beside the daily ones.")
 @click.option("--json", "as_json", is_flag=True, help="End in one line of JSON.")
-def command(rates: Sequence[float], seconds: float, items: int, as_json: bool) -> None:
+def command(rates: Sequence[float], seconds: float, items: int, hourly: bool, as_json: bool) -> None:
     """Time from an order's produce() to the first forecast that has seen it."""
-    figures = measure(rates, seconds, items)
-    rows = [
-        [
-            f"{name}: {freq}",
-            f"{latency['p50']:.0f}",
-            f"{latency['p99']:.0f}",
-            f"{latency['max']:.0f}",
-            f"{case['forecasts_per_s']:.0f}",
-            " ".join(f"{cores:.2f}" for cores in case["cores_used"].values()),
-        ]
-        for name, case in figures["cases"].items()
-        for freq, latency in case["latency_ms"].items()
-    ]
-    header = ("forecasts", "p50 ms", "p99 ms", "max ms", "forecasts/s", "cores: worker, Triton, Kafka, Redis")
-    show("From produce() to the forecast that has seen the order", header, rows, figures, as_json)
+    figures = measure(rates, seconds, items, hourly)
+    rows = []
+    for rate in rates:
+        case = figures[f"{rate:g}"]
+        rows.append(_row(f"{rate:,g}/s: 1d", case, case))
+        variant = case.get("with_hourly", {"by_freq": {}})
+        rows += [_row(f"{rate:,g}/s: {freq} of both", found, variant) for freq, found in variant["by_freq"].items()]
+    alone = figures[f"{rates[0]:g}"]["model_forecasts_per_s"]
+    header = ("events/s", "p50 ms", "p99 ms", "p99.9 ms", "bar", "touched/s", "forecasts/s", "share", "cores")
+    title = (
+        "From produce() to the forecast that has seen the order\n"
+        f"bar: 1.5 × touched items/s ÷ {alone:,.0f} forecasts/s, which the model makes alone\n"
+        "cores used: worker, Triton, Kafka, Redis, sender, reader"
+    )
+    show(title, header, rows, figures, as_json)
 
 
 if __name__ == "__main__":

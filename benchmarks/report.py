@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +32,32 @@ def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], figur
 
 
 def cpu_s(server: LocalServer) -> float:
-    """Processor seconds, user and system, that a server and its living children have used. Each server leads a session
-    of its own, so the session tells which processes are its."""
+    """Processor seconds, user and system, that a server and its living children have used."""
     ticks = 0
-    for stat in Path("/proc").glob("[0-9]*/stat"):
+    for stat in _process_files(server, "stat"):
+        fields = stat.rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / _TICKS_PER_S
+
+
+def peak_rss_mb(server: LocalServer) -> float:
+    """The most memory, in MB of 10^6 bytes, that a server and its living children have had resident, each at its own
+    time."""
+    kib = 0
+    for status in _process_files(server, "status"):
+        kib += sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
+    return kib * 1024 / 1e6
+
+
+def _process_files(server: LocalServer, name: str) -> Iterator[str]:
+    """/proc/PID/NAME of every process of a server; it leads a session of its own, which tells whose they are."""
+    for directory in Path("/proc").glob("[0-9]*"):
         try:
-            fields = stat.read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+            session = int((directory / "stat").read_text(errors="replace").rpartition(")")[2].split()[3])
+            if session == server.pid:
+                yield (directory / name).read_text(errors="replace")
         except OSError:  # it ended meanwhile
             continue
-        session, user, system = int(fields[3]), int(fields[11]), int(fields[12])
-        if session == server.pid:
-            ticks += user + system
-    return ticks / _TICKS_PER_S
 
 
 def machine() -> dict[str, Any]:

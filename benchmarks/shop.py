@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from confluent_kafka import KafkaError, Message, Producer
+from confluent_kafka.admin import AdminClient, NewTopic
+from numpy.typing import NDArray
 
 from worker.errors import TopicError
 from worker.local_stack import LocalStack
 from worker.settings import Settings
 from worker.topics import kafka_client_config
 
+_QUEUED, _FLUSH_S = 50_000, 60.0  # records on their way at once
+
 TOPICS = ("orders", "clicks", "reviews", "products", "calendar", "calendar_global", "stock", "clock")
+
+Cells = Counter[tuple[str, str, int, str]]  # by (product, freq, bucket, feature), in whole units and cents
+Contribution = tuple[str, int, Mapping[str, int]]  # product, event time, what an event adds to which features
 
 
 class Order(NamedTuple):
@@ -25,6 +33,7 @@ class Order(NamedTuple):
     product_id: str
     quantity: int
     cents: int
+    event_id: str = ""
 
 
 class Zipf(NamedTuple):
@@ -34,6 +43,12 @@ class Zipf(NamedTuple):
     first_ms: int
     last_ms: int
     seed: int
+
+    def draw(self, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Product numbers and event times of events, in order of event time; the same for the same arguments."""
+        weights = 1 / np.arange(1, self.products + 1)
+        product = np.random.default_rng(self.seed).choice(self.products, size=count, p=weights / weights.sum())
+        return product, np.linspace(self.first_ms, self.last_ms, count).astype(np.int64)
 
 
 def environment(stack: LocalStack, namespace: str, topics: str = "", **settings: Any) -> dict[str, str]:
@@ -52,19 +67,35 @@ def environment(stack: LocalStack, namespace: str, topics: str = "", **settings:
     }
 
 
-def make_orders(count: int, zipf: Zipf) -> list[Order]:
+def product_name(number: int) -> str:
+    """Product of a number."""
+    return f"p{number:05d}"
+
+
+def product_number(name: str) -> int:
+    """Number of a product."""
+    return int(name.removeprefix("p"))
+
+
+def make_event_ids(count: int, seed: int) -> list[str]:
+    """Identifiers of 36 characters, as UUIDs have."""
+    digits = np.random.default_rng(seed).bytes(16 * count).hex()
+    ids = (digits[start : start + 32] for start in range(0, 32 * count, 32))
+    return [f"{i[:8]}-{i[8:12]}-{i[12:16]}-{i[16:20]}-{i[20:]}" for i in ids]
+
+
+def make_orders(count: int, zipf: Zipf, event_ids: bool = False) -> list[Order]:
     """The same orders for the same arguments, in order of event time."""
-    random = np.random.default_rng(zipf.seed)
-    weights = 1 / np.arange(1, zipf.products + 1)
-    product = random.choice(zipf.products, size=count, p=weights / weights.sum())
-    event_ms = np.linspace(zipf.first_ms, zipf.last_ms, count).astype(np.int64)
+    product, event_ms = zipf.draw(count)
+    random = np.random.default_rng([zipf.seed, 1])
     quantity, cents = random.integers(1, 6, size=count), random.integers(50, 5000, size=count)
-    columns = (event_ms.tolist(), product.tolist(), quantity.tolist(), cents.tolist())
-    return [Order(n, ms, f"p{p:05d}", q, c) for n, (ms, p, q, c) in enumerate(zip(*columns, strict=True))]
+    ids = make_event_ids(count, zipf.seed) if event_ids else [""] * count
+    columns = (event_ms.tolist(), product.tolist(), quantity.tolist(), cents.tolist(), ids)
+    return [Order(n, ms, product_name(p), q, c, i) for n, (ms, p, q, c, i) in enumerate(zip(*columns, strict=True))]
 
 
 def encode(order: Order) -> bytes:
-    """About 90 bytes of JSON."""
+    """About 100 bytes of JSON, and 50 more with an event_id."""
     message = {
         "event_time": order.event_ms,
         "product_id": order.product_id,
@@ -72,28 +103,58 @@ def encode(order: Order) -> bytes:
         "unit_price": order.cents / 100,
         "order_id": f"o{order.number}",
     }
-    return json.dumps(message, separators=(",", ":")).encode()
+    return msgspec.json.encode(message | {"event_id": order.event_id} if order.event_id else message)
 
 
-def send_orders(settings: Settings, orders: Sequence[Order]) -> dict[int, tuple[int, int]]:
-    """Send orders and wait until Kafka has them all. Returns by order number where they stand: (partition, offset)."""
-    producer = Producer({**kafka_client_config(settings), "partitioner": "murmur2", "linger.ms": 20})
-    placed: dict[int, tuple[int, int]] = {}
+def contribution(order: Order) -> Contribution:
+    """What the order adds to which features, money in whole cents."""
+    added = {"units": order.quantity, "order_lines": 1, "revenue": order.quantity * order.cents}
+    return order.product_id, order.event_ms, added
 
-    def noting(number: int) -> Any:
-        def delivered(error: KafkaError | None, message: Message) -> None:
-            if error is not None:
-                raise TopicError(f"Kafka did not take an order: {error.str()}")
-            placed[number] = (message.partition() or 0, message.offset() or 0)
 
-        return delivered
+def sum_cells(contributions: Iterable[Contribution], bucket_ms: Mapping[str, int]) -> Cells:
+    """The truth that stored sums are held against: event by event, with a dict. `bucket_ms` is by freq."""
+    cells: Cells = Counter()
+    for product_id, event_ms, added in contributions:
+        for freq, length_ms in bucket_ms.items():
+            bucket = event_ms // length_ms
+            for feature, value in added.items():
+                cells[product_id, freq, bucket, feature] += value
+    return cells
 
-    for order in orders:
-        producer.produce(
-            settings.topic_orders, encode(order), order.product_id.encode(), on_delivery=noting(order.number)
-        )
-        producer.poll(0)
-        if len(producer) > 50_000:
-            producer.poll(0.1)
-    producer.flush()
-    return placed
+
+def create_topics(settings: Settings, names: Iterable[str]) -> None:
+    """Create keyed input topics, kept for ever. Says so in full: the embedded broker tells clients only what was set,
+    and Quix Streams asks."""
+    config = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
+    admin = AdminClient(kafka_client_config(settings))
+    new = [NewTopic(name, settings.partition_count, settings.replication_factor, config=config) for name in names]
+    for future in admin.create_topics(new).values():
+        future.result()
+
+
+def delete_topics(settings: Settings, names: Iterable[str]) -> None:
+    """Give the broker's memory back."""
+    admin = AdminClient(kafka_client_config(settings))
+    for future in admin.delete_topics(list(names)).values():
+        future.result()
+
+
+def send(settings: Settings, records: Iterable[tuple[str, str, bytes]]) -> None:
+    """Send (topic, key, value) of each record and wait until Kafka has them all. Records of a partition keep their
+    order. Raises TopicError when Kafka does not take one."""
+    failures: list[str] = []
+
+    def undelivered(error: KafkaError | None, _: Message) -> None:
+        if error is not None:
+            failures.append(error.str())
+
+    config = {"partitioner": "murmur2", "linger.ms": 20, "delivery.report.only.error": True, "on_delivery": undelivered}
+    producer = Producer(kafka_client_config(settings) | config)
+    for topic, key, value in records:
+        producer.produce(topic, value, key.encode())
+        while len(producer) > _QUEUED:
+            producer.poll(0.01)
+    left = producer.flush(_FLUSH_S)
+    if left or failures:
+        raise TopicError(f"Kafka did not take {left + len(failures)} records: {(failures or ['no answer'])[0]}")
