@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 BIN := .venv/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench chaos clean
 
 demo: .venv/.embedded
 	$(BIN)/shelfcast demo
@@ -17,6 +17,9 @@ check: .venv/.dev
 
 bench: .venv/.dev
 	$(BIN)/python -m benchmarks.run
+
+chaos: .venv/.dev
+	$(BIN)/python -m tests.chaos
 
 clean:
 	rm -rf .venv
