@@ -73,12 +73,14 @@ def watermarks(events: EventBatch, watermark_ms: int | None, *, newest_ms: int, 
     """The watermark that stood as each event arrived: int64 (event,), 0 = none yet.
 
     It is the one before the batch, moved on by the events of the batch that came earlier, none of which counts as newer
-    than `newest_ms`. So how a topic is cut into batches does not decide which of its events are late.
+    than `newest_ms`. So how a topic is cut into batches does not decide which of its events are late. The very first
+    events of a lane are their own clock: otherwise one that is years late would count whenever it came first, as it may
+    when Redis was emptied and all is read again.
     """
     seen = np.maximum.accumulate(np.minimum(events.event_time_ms, newest_ms)) - out_of_orderness_ms
-    out = np.full(len(events), watermark_ms or 0, dtype=np.int64)
-    out[1:] = np.maximum(out[1:], seen[:-1])
-    return out
+    if watermark_ms is None:
+        return np.full(len(events), max(int(seen[-1]), 0) if len(seen) else 0, dtype=np.int64)
+    return np.maximum(watermark_ms, np.concatenate([[watermark_ms], seen[:-1]]))
 
 
 def split_late(events: EventBatch, retention: Retention, watermark_ms: _Times) -> tuple[EventBatch, _Times]:

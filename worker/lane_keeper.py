@@ -66,7 +66,7 @@ class LaneKeeper:
         self._topics, self._on_tick, self._crash = tuple(topics), on_tick, crash
         self._queues: dict[tuple[str, int], asyncio.Queue[Batch | None]] = {}
         self._tasks: dict[int, list[asyncio.Task[None]]] = {}
-        self._retries: dict[int, asyncio.Task[None]] = {}
+        self._retries: dict[tuple[int, int], asyncio.Task[None]] = {}  # by partition and assignment
         self._assignment = 0  # counts assignments: what was begun for an older one is not gone on with
         self._taking = asyncio.Lock()
         self.assigned: set[int] = set()
@@ -113,7 +113,7 @@ class LaneKeeper:
             offsets = {(topic, partition): stored.get(topic, 0) for topic in self._topics}
             if not await self._reader.commit_now(offsets):  # 1
                 logger.warning("partition %d: the broker refused a commit; claiming it is put off", partition)
-                self._take_later(partition, reason)
+                self._take_later(partition, reason, assignment)
                 return
             claim = await self._store.claim(partition)  # 2
             metrics.CLAIMS.labels(reason).inc()
@@ -126,12 +126,10 @@ class LaneKeeper:
             logger.info("partition %d: %s, reading on from %s", partition, reason, claim.positions or "the start")
             self._tasks[partition] = [asyncio.create_task(self._run(lane, topic)) for topic in self._topics]
 
-    def _take_later(self, partition: int, reason: str) -> None:
-        assignment = self._assignment
-
+    def _take_later(self, partition: int, reason: str, assignment: int) -> None:
         async def retry() -> None:
             await asyncio.sleep(_RECLAIM_PAUSE_S)
-            self._retries.pop(partition, None)
+            self._retries.pop((partition, assignment), None)
             try:
                 await self._take(partition, reason, assignment)
             except StoreClosedError:
@@ -139,8 +137,8 @@ class LaneKeeper:
             except Exception as error:
                 await self._crash(error)
 
-        if partition not in self._retries:
-            self._retries[partition] = asyncio.create_task(retry())
+        if (partition, assignment) not in self._retries:
+            self._retries[partition, assignment] = asyncio.create_task(retry())
 
     async def _run(self, lane: Lane, topic: str) -> None:
         """Hand one topic's batches to the lane until it ends. Nothing leaves with a batch in hand: a batch is either
@@ -185,7 +183,7 @@ class LaneKeeper:
             del self.lanes[lane.partition]
             metrics.LANES.set(len(self.lanes))
             self._let_go(lane.partition)
-            self._take_later(lane.partition, reason)
+            self._take_later(lane.partition, reason, self._assignment)
 
     def close(self) -> list[asyncio.Task[None]]:
         """End all lanes. Returns their tasks, which end when the step that each may be in has ended: what is under way

@@ -181,6 +181,12 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         self._to_seek = True
         await super().on_partitions_assigned(assigned, generation_id)
 
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        """Called by aiokafka's thread at the beginning of each rebalance: nothing is read until it has ended."""
+        if self._fetcher is not None:
+            self._fetcher.leave_all()
+        await super().on_partitions_revoked(revoked)
+
     async def perform_seek(self) -> None:
         """Called by Faust's recovery after every rebalance, while the flow stands still; and by `getmany` when it has
         fetched something then, which concerns the topics that Faust reads itself."""
@@ -215,7 +221,10 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
 
     async def commit_now(self, offsets: Mapping[tuple[str, int], int]) -> bool:
         """Commit to the group at once. False when the broker refuses, as it does for a stale generation."""
-        return bool(await self._commit({TP(*tp): offset for tp, offset in offsets.items()}))
+        wanted = {TP(*tp): offset for tp, offset in offsets.items()}
+        if not wanted.keys() <= {TP(a.topic, a.partition) for a in self.assignment()}:
+            return False  # a rebalance has begun; Faust would leave these out, and commit the rest
+        return bool(await self._commit(wanted))
 
     def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterable[TP]:
         acked = super()._filter_tps_with_pending_acks(topics)

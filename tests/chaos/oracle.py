@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 from tests.chaos.traffic import TIME_ZONES, Fate, Sent
 
 # Sources of which an event_id that comes again counts once. The others count every record.
-DEDUPLICATED: frozenset[str] = frozenset()
+DEDUPLICATED: frozenset[str] = frozenset({"orders", "reviews"})
 
 
 class Cell(NamedTuple):

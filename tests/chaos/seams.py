@@ -10,19 +10,23 @@ import asyncio
 import os
 import random
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from feature_store.events import DecodeLimits
+from feature_store.decoding import DecodeLimits
 from feature_store.plan import Retention
 from feature_store.store import FeatureStore
 from worker.app import Worker
+from worker.aside import Message
 from worker.errors import ForecastUnavailableError
-from worker.lane import Lane, LaneRules, Message
+from worker.lane import Lane
 from worker.lane_keeper import LaneKeeper
+from worker.lane_state import LaneRules
+from worker.record_fetcher import RecordBatch
+from worker.records import Records
 from worker.scheduler import ForecastRules, Scheduler
-from worker.settings import Settings, stored_freq
-from worker.transport import BatchConsumer, RawRecord, RecordBatch, murmur2_partition
+from worker.settings import Settings, stored_buckets, stored_freq
+from worker.transport import BatchConsumer, murmur2_partition
 
 # The steps of a batch and of a forecast, in their order.
 SEAMS = ("claim", "fetch", "dead letter", "script", "ack", "forecast sent", "forecast stored")
@@ -98,20 +102,19 @@ def arm_worker(trap: Trap) -> None:
     """All steps of a whole worker."""
     arm_store(trap)
     _wrap(Worker, "_send", trap, lambda _, topic, *__: seam_of_send(topic))
-    applied, getmany = BatchConsumer.applied, BatchConsumer.getmany
+    applied, arrive = BatchConsumer.applied, BatchConsumer._arrive
 
     def trapped_applied(self: Any, *arguments: Any) -> None:
         here = trap.enter("ack")
         applied(self, *arguments)
         trap.leave(here)
 
-    async def trapped_getmany(self: Any, timeout: float) -> AsyncIterator[Any]:
-        async for fetched in getmany(self, timeout):
-            here = trap.enter("fetch")
-            yield fetched  # on its way to the lane from here on
-            trap.leave(here)
+    def trapped_arrive(self: Any, batches: Sequence[Any]) -> None:
+        here = trap.enter("fetch")
+        arrive(self, batches)  # on their way to the lanes from here on
+        trap.leave(here)
 
-    for name, trapped in (("applied", trapped_applied), ("getmany", trapped_getmany)):
+    for name, trapped in (("applied", trapped_applied), ("_arrive", trapped_arrive)):
         setattr(BatchConsumer, name, trapped)
 
 
@@ -143,13 +146,19 @@ class Logged(NamedTuple):
     offset: int
     key: bytes | None
     value: bytes | None
-    headers: tuple[tuple[str, bytes], ...]
+    own_headers: tuple[tuple[str, bytes], ...]
+
+    def timestamp(self) -> tuple[int, int]:
+        return 1, 0
+
+    def headers(self) -> list[tuple[str, bytes]] | None:
+        return list(self.own_headers)
 
 
 def batch(topic: str, partition: int, epoch: int, records: Sequence[Logged]) -> Any:
     """A batch as the transport hands it out."""
-    raw = [RawRecord(record.offset, 0, record.key, record.value, record.headers) for record in records]
-    return RecordBatch(topic, partition, epoch, raw)
+    columns = ([r.offset for r in records], [r.key for r in records], [r.value for r in records], records)
+    return RecordBatch(topic, partition, epoch, Records(topic, records[0].offset, 0, *columns))
 
 
 def lane_keeper(
@@ -164,11 +173,11 @@ def lane_keeper(
     )
     rules = LaneRules(
         sources=sources,
-        compacted=frozenset(),
         clock_topic="",
         retention=Retention(settings.shop_calendar(), settings.retention),
         forecast_freqs=settings.forecast_freqs,
         limits=limits,
+        dedup_window_ms=settings.dedup_window_ms,
         out_of_orderness_ms=settings.out_of_orderness_ms,
         max_future_ms=settings.max_future_ms,
         live_days=settings.live_days,
@@ -185,6 +194,7 @@ def scheduler(settings: Settings) -> Scheduler:
         topic=settings.topic_forecasts,
         freqs=settings.forecast_freqs,
         stored_freq={freq: stored_freq(freq) for freq in settings.forecast_freqs},
+        stored_buckets={freq: stored_buckets(freq) for freq in settings.forecast_freqs},
         prediction_length={freq: settings.prediction_length(freq) for freq in settings.forecast_freqs},
         calendar=settings.shop_calendar(),
         global_entries=tuple,
@@ -205,7 +215,7 @@ async def _no_model(_: Any) -> Any:
 
 def owed(lane: Lane, settings: Settings) -> int:
     """Forecasts that a lane still owes to touched items."""
-    return sum(len(lane.touched(freq)) for freq in settings.forecast_freqs)
+    return sum(lane.owed(freq) for freq in settings.forecast_freqs)
 
 
 async def marks(store: FeatureStore, partition: int) -> Mapping[str, Mapping[str, int]]:
