@@ -41,7 +41,7 @@ _RATES = (1000.0, 5000.0, 20_000.0)
 _HISTORY_MS = 60 * 86_400_000
 _HISTORY_ORDERS = 120  # an item, on average
 _WARM_UP_S = 5.0
-_PATIENCE_S = 120.0
+_PATIENCE_S = 600.0  # a worker that can't keep up is measured too
 _MODEL_S = 3.0
 _ORDERS = SOURCES.index("orders")
 
