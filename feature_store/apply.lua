@@ -20,8 +20,8 @@
 -- Lua does not roll back: everything is read and checked before the first write.
 local a = cmsgpack.unpack(ARGV[1])
 local call = redis.call
-local byte, find, format, gmatch, gsub, match, sub =
-  string.byte, string.find, string.format, string.gmatch, string.gsub, string.match, string.sub
+local byte, format, gmatch, gsub, match, rep, sub =
+  string.byte, string.format, string.gmatch, string.gsub, string.match, string.rep, string.sub
 local concat, min = table.concat, math.min
 local PART = 1000 -- how many values one command is given: unpack() has its limit
 
@@ -62,17 +62,34 @@ end
 if #duplicates > 1 then return duplicates end
 
 -- Sums. `merge` gives a chunk's new text, or nil where a sum would no longer be exact.
-local LARGE, EXACT, WIDTHS = a.large_from, a.max_exact, a.widths
-local values_of, format_of = {}, {}
-for source, width in pairs(WIDTHS) do
-  values_of[source] = '^%+?%d+:' .. string.rep('(-?%d+),', width - 1) .. '(-?%d+);()'
-  format_of[source] = '%s:' .. string.rep('%.0f,', width - 1) .. '%.0f;'
+local LARGE, EXACT = a.large_from, a.max_exact
+local width_of, values_of = {}, {} -- by the byte of a source's letter
+for letter, width in pairs(a.widths) do
+  local source = byte(letter)
+  width_of[source] = width
+  values_of[source] = '^%+?%d+:' .. rep('(-?%d+k?),', width - 1) .. '(-?%d+k?);()'
 end
 local large = {}
 for _, n in ipairs(a.large) do large[n + 1] = true end
 
+-- "12k" is 12000. Few numbers differ within a batch, and a look-up is quicker than reading digits.
+local known = {}
+local function number(text)
+  local n = known[text]
+  if not n then
+    n = tonumber(text) or tonumber(sub(text, 1, -2)) * 1000
+    known[text] = n
+  end
+  return n
+end
+
+local function digits(n)
+  if n % 1000 == 0 and n ~= 0 then return format('%.0fk', n / 1000) end
+  return format('%.0f', n)
+end
+
 local function add_up(text, source)
-  local width, sums, places, is_large = WIDTHS[source], {}, {}, false
+  local width, sums, places, is_large = width_of[source], {}, {}, false
   for place, values in gmatch(text, '(%d+):([^;]*);') do
     local sum = sums[place]
     if not sum then
@@ -84,36 +101,42 @@ local function add_up(text, source)
     local c = 0
     for value in gmatch(values, '[^,]+') do
       c = c + 1
-      sum[c] = sum[c] + value
+      sum[c] = sum[c] + number(value)
       if sum[c] >= EXACT or sum[c] <= -EXACT then return nil end
     end
   end
   table.sort(places, function(x, y) return tonumber(x) < tonumber(y) end)
   for i, place in ipairs(places) do
     local sum = sums[place]
-    for c = 1, width do is_large = is_large or sum[c] >= LARGE or sum[c] <= -LARGE end
-    places[i] = format(format_of[source], place, unpack(sum))
+    for c = 1, width do
+      is_large = is_large or sum[c] >= LARGE or sum[c] <= -LARGE
+      sum[c] = digits(sum[c])
+    end
+    places[i] = place .. ':' .. concat(sum, ',') .. ';'
   end
   return (is_large and '+' or '') .. concat(places)
 end
 
 local function merge(old, new, field, is_large)
-  local source = sub(field, 2, 2)
+  local source = byte(field, 2)
   if is_large or (old and byte(old) == 43) then return add_up((old or '') .. new, source) end
   if not old then return new end
-  -- No row is longer than 80 characters: a place and at most four numbers below 2^53.
-  local last = match(sub(old, -80), '^.*;(%d+:[^;]*;)$') or old
-  local place, first = match(last, '^%d+'), match(new, '^%d+')
+  -- The last row is looked for in the last 80 characters: it has a place and at most four numbers below LARGE.
+  local at, place = match(old, '^.*;()(%d+)', -80)
+  if not at then at, place = 1, match(old, '^%d+') end
+  local first = match(new, '^%d+')
   if place == first then
-    local pattern, rest = values_of[source], nil
-    local was, is = {match(last, pattern)}, {match(new, pattern)}
-    local width = WIDTHS[source]
+    local pattern, width = values_of[source], width_of[source]
+    local was, is = {match(old, pattern, at)}, {match(new, pattern)}
     for c = 1, width do
-      local sum = was[c] + is[c]
-      if sum >= LARGE or sum <= -LARGE then return add_up(old .. new, source) end
-      was[c] = sum
+      if is[c] ~= '0' then
+        local sum = number(was[c]) + number(is[c])
+        if sum >= LARGE or sum <= -LARGE then return add_up(old .. new, source) end
+        was[c] = digits(sum)
+      end
     end
-    return sub(old, 1, -#last - 1) .. format(format_of[source], place, unpack(was, 1, width)) .. sub(new, is[width + 1])
+    local row = place .. ':' .. concat(was, ',', 1, width) .. ';'
+    return sub(old, 1, at - 1) .. row .. sub(new, is[width + 1])
   end
   local text = old .. new
   if tonumber(first) < tonumber(place) then
@@ -135,11 +158,11 @@ local function hmget(key, fields, from, to)
   return out
 end
 
--- Chunks whose every bucket has left the retention, of the frequencies that get a new chunk now.
-local function gone_chunks(key, i, fresh)
+-- Chunks whose every bucket has left the retention.
+local function gone_chunks(key, i)
   local gone = {}
   for _, field in ipairs(call('HKEYS', key)) do
-    local oldest = fresh[byte(field)] and a.oldest[sub(field, 1, 1)]
+    local oldest = a.oldest[sub(field, 1, 1)]
     if oldest and tonumber(sub(field, 3)) < oldest[i] then gone[#gone + 1] = field end
   end
   return gone
@@ -151,20 +174,16 @@ local writes, gone = {}, {}
 local from = 1
 for i = 1, #counts do
   local key, to = KEYS[first_sums + i], from + counts[i] - 1
-  local old, pairs_, fresh = hmget(key, fields, from, to), {}, nil
+  local old, changed, n, is_new = hmget(key, fields, from, to), {}, 0, false
   for j = from, to do
     local field, was = fields[j], old[j - from + 1]
     local text = merge(was, rows[j], field, large[j])
     if not text then return {'OVERFLOW', key} end
-    if not was then
-      fresh = fresh or {}
-      fresh[byte(field)] = true
-    end
-    pairs_[#pairs_ + 1] = field
-    pairs_[#pairs_ + 1] = text
+    is_new = is_new or not was
+    changed[n + 1], changed[n + 2], n = field, text, n + 2
   end
-  writes[i] = pairs_
-  if fresh then gone[i] = gone_chunks(key, i, fresh) end
+  writes[i] = changed
+  if is_new then gone[i] = gone_chunks(key, i) end
   from = to + 1
 end
 

@@ -109,7 +109,7 @@ class Batch(NamedTuple):
     positions: by topic (position before, position after); -1 = none yet.
     series: distinct series_ids, indexed by `sums`.
     oldest_kept: by stored frequency, for each of the series the oldest bucket that is kept: int64 (series,). Chunks
-        whose every bucket is older go when the series gets a new chunk of that frequency.
+        whose every bucket is older go when the series gets a new one.
     event_ids: ids of the batch's events, to know by whether one was counted before.
     oldest_generation: by source; ids of earlier generations go.
     """

@@ -29,7 +29,7 @@ def read_by_hand(series_id: str, field: str, text: str, into: Cells) -> None:
         place, _, values = row.partition(":")
         cell = into.setdefault((freq, series_id, int(field[2:]) * size + int(place)), [0] * 8)
         for column, value in enumerate(values.split(","), start={"o": 0, "c": 4, "r": 6}[field[1]]):
-            cell[column] += int(value)
+            cell[column] += int(value.replace("k", "000"))
 
 
 def added(cells: Cells) -> list[Added]:
@@ -46,12 +46,13 @@ def test_every_sum_is_in_the_text_once(cells: Cells) -> None:
     assert found == cells
     assert len(set(zip(owners, packed.fields, strict=True))) == len(packed.fields)
     assert packed.series == sorted({SERIES.index(name) for _, name, _ in cells})
-    large = {n for n, text in enumerate(packed.rows) if any(abs(int(v)) >= LARGE for v in numbers_of(text))}
+    large = {n for n, text in enumerate(packed.rows) if any(abs(number) >= LARGE for number in numbers_of(text))}
     assert set(packed.large) == large
 
 
-def numbers_of(text: str) -> list[str]:
-    return [value for row in text.rstrip(";").split(";") for value in row.partition(":")[2].split(",")]
+def numbers_of(text: str) -> list[int]:
+    rows = text.replace("k", "000").rstrip(";").split(";")
+    return [int(value) for row in rows for value in row.partition(":")[2].split(",")]
 
 
 @given(CELLS)
@@ -68,7 +69,7 @@ def test_a_hash_reads_back_as_what_was_packed(cells: Cells) -> None:
 
 
 def test_rows_of_one_bucket_add_up() -> None:
-    found = unpack_hash([b"ho2", b"5:1000,0,1,20;0:1,2,3,4;5:500,-7,2,30;", b"hc2", b"+5:3,4;", b"dr0", b"0:1,5;"])
+    found = unpack_hash([b"ho2", b"5:1k,0,1,20;0:1,2,3,4;5:500,-7,2,30;", b"hc2", b"+5:3,4;", b"dr0", b"0:1,5;"])
     assert found["1h"].bucket.tolist() == [144, 149]
     assert found["1h"].values.tolist() == [[1, 2, 3, 4, 0, 0, 0, 0], [1500, -7, 3, 50, 3, 4, 0, 0]]
     assert found["1d"].values.tolist() == [[0, 0, 0, 0, 0, 0, 1, 5]]

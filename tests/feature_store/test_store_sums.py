@@ -22,7 +22,9 @@ SERIES = ("mug", "pot")
 BUCKETS = {freq: st.integers(0, size + 8) for freq, size in CHUNK.items()}
 SMALL = st.integers(-3, 9)
 VALUES = st.lists(SMALL, min_size=8, max_size=8).filter(any)
-NEAR_LIMIT = st.sampled_from([LARGE - 1, LARGE, -LARGE, MAX_EXACT // 2, MAX_EXACT - 2, -MAX_EXACT // 2, 1, 2])
+NEAR_LIMIT = st.sampled_from(
+    [LARGE - 1, LARGE, -LARGE, MAX_EXACT // 2, MAX_EXACT - 2, -MAX_EXACT // 2, 9_007_199_254_740_000, 992_000, 1, 2]
+)
 LARGE_VALUES = st.lists(st.just(0) | NEAR_LIMIT, min_size=8, max_size=8).filter(any)
 Key = tuple[str, str, int]  # freq, series_id, bucket
 
