@@ -125,7 +125,7 @@ class LastWords(logging.Handler):
 
 
 def end_process(error: WatchdogError) -> None:
-    """End at once, with the error as the last line on stderr: on the real one, since Faust has put a log in its place."""
+    """End at once, with the error as the last line on stderr: the real one, which Faust has put a log in place of."""
     os.write(_STDERR, f"error: {error}\n".encode())
     os._exit(1)
 
