@@ -7,6 +7,7 @@ everything that lives as long as the process.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import ssl
@@ -52,6 +53,7 @@ logger = logging.getLogger(__name__)
 _CALENDAR_S = 60.0
 _RESEND_PAUSE_S = 0.5
 _DRAIN_S = 20.0
+_COLLECT_EVERY = 200_000  # objects
 
 
 class Worker(Service):  # type: ignore[misc]
@@ -360,6 +362,10 @@ def run_worker(settings: Settings) -> int:
         for library in ("faust", "mode", "aiohttp"):
             logging.getLogger(library).setLevel(logging.WARNING)  # their INFO tells of each service's start and stop
         logging.getLogger("mode.timers").setLevel(logging.ERROR)  # a commit waits while Kafka is away, which is told
+        # Fetched records are objects that Python's collector follows. Looking at them every 700, its default, took a
+        # quarter of the processor time of ingest.
+        gc.freeze()
+        gc.set_threshold(_COLLECT_EVERY, 50, 1_000)
         code = 0
         try:
             process.execute_from_commandline()

@@ -46,7 +46,8 @@ class ForecastClient:
         self._model_version = model_version
         self._timeout_s = timeout_s
         self._slots = asyncio.Semaphore(_MOST_IN_FLIGHT)
-        self._away_since: float | None = None
+        self._away = False
+        self._outage_since: float | None = None  # as the log has it: from a failure until a forecast succeeds again
         self._next_probe = 0.0
 
     async def close(self) -> None:
@@ -55,13 +56,13 @@ class ForecastClient:
 
     @property
     def is_away(self) -> bool:
-        """Whether the last request found no Triton."""
-        return self._away_since is not None
+        """Whether the last request found no Triton, and it has not been found ready since."""
+        return self._away
 
     async def probe(self) -> None:
         """While Triton is away, ask now and then whether the model is ready again. Otherwise returns at once."""
         now = time.monotonic()
-        if self._away_since is None or now < self._next_probe:
+        if not self._away or now < self._next_probe:
             return
         self._next_probe = now + _PROBE_EVERY_S
         try:
@@ -71,7 +72,7 @@ class ForecastClient:
         except InferenceServerException:
             return
         if ready:
-            self._note_back()
+            self._away = False  # worth a try; a server that has just come back may still be too slow
 
     async def check_model(self) -> None:
         """Raise ModelError when the served model is not made for this worker's features and tensors."""
@@ -115,7 +116,7 @@ class ForecastClient:
 
     async def _forecast_once(self, inputs: ModelInputs, *, probe: bool) -> ForecastReply:
         now = time.monotonic()
-        if self._away_since is not None and not probe and now < self._next_probe:
+        if self._away and not probe and now < self._next_probe:
             raise ForecastUnavailableError(f"Triton at {self._url} is away")
         self._next_probe = now + _PROBE_EVERY_S
         deadline = now + self._timeout_s
@@ -142,16 +143,18 @@ class ForecastClient:
     def _raise_or_retry(self, error: InferenceServerException, left_s: float) -> None:
         if _is_fault(error):
             raise ModelError(f"Triton refused a request to {self.model_name!r}: {error.message()}") from error
-        if self._away_since is not None or left_s <= _RETRY_S:
-            if self._away_since is None:
-                self._away_since = time.monotonic()
+        if self._away or left_s <= _RETRY_S:
+            self._away = True
+            if self._outage_since is None:
+                self._outage_since = time.monotonic()
                 logger.error("Triton at %s is away (%s): a baseline stands in", self._url, error.message())
             raise ForecastUnavailableError(f"Triton at {self._url}: {error.message()}") from error
 
     def _note_back(self) -> None:
-        if self._away_since is not None:
-            logger.warning("Triton is back after %.1f s", time.monotonic() - self._away_since)
-            self._away_since = None
+        self._away = False
+        if self._outage_since is not None:
+            logger.warning("Triton is back after %.1f s", time.monotonic() - self._outage_since)
+            self._outage_since = None
 
 
 def _is_fault(error: InferenceServerException) -> bool:

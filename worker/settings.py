@@ -45,7 +45,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     redis_url: Annotated[str, Meta(description="redis://, rediss:// (TLS), with user, password and data base")] = (
         "redis://127.0.0.1:6379/0"
     )
-    redis_cluster: Annotated[bool, Meta(description="the URL is a node of a Redis Cluster")] = False
+    redis_cluster: Annotated[
+        bool, Meta(description="the URL names nodes of a Redis Cluster: redis://a:6379,b:6379")
+    ] = False
 
     triton_url: Annotated[str, Meta(description="Triton's gRPC address, host:port")] = "127.0.0.1:8001"
     triton_tls: Annotated[bool, Meta(description="TLS towards Triton")] = False

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -29,6 +28,8 @@ _LOOK_EVERY_S = 5.0
 _ANSWER_WITHIN_S = 5.0
 # From asking the worker to stop to ending it by force: its orderly stop takes up to a minute, if it comes to that.
 _GRACE_S = 90.0
+_WORDS_KEPT_S = 60.0  # from before it stood still: that is when it came about
+_STDERR = 2
 
 
 class Standstill:
@@ -125,6 +126,12 @@ class LastWords(logging.Handler):
         return self._text if time.monotonic() - self._said_s <= seconds else ""
 
 
+def end_process(error: WatchdogError) -> None:
+    """End at once, with the error as the last line on stderr: the real one, which Faust has put a log in place of."""
+    os.write(_STDERR, f"error: {error}\n".encode())
+    os._exit(1)
+
+
 class Watchdog:
     """Runs until `stop`. Once it has barked it stays, and ends the process if that does not end by itself.
 
@@ -132,6 +139,7 @@ class Watchdog:
     excused: whether an outage of something else is being waited out.
     bark: called from the watchdog's thread with what must end the worker.
     last_words: of the library that reads from Kafka.
+    end_process: by force.
     patience_s: 0 = never bark, only tell of Kafka's outages.
     """
 
@@ -145,10 +153,11 @@ class Watchdog:
         bark: Callable[[WatchdogError], None],
         last_words: LastWords,
         patience_s: float,
+        end_process: Callable[[WatchdogError], None] = end_process,
     ) -> None:
         self._kafka, self._outage, self._positions = kafka, outage, positions
         self._excused, self._bark, self._last_words = excused, bark, last_words
-        self._patience_s = patience_s
+        self._patience_s, self._end_process = patience_s, end_process
         self._look_every_s = min(_LOOK_EVERY_S, patience_s / 4) if patience_s else _LOOK_EVERY_S
         self._standstill = Standstill(patience_s, self._look_every_s)
         self._stopping = threading.Event()
@@ -168,10 +177,8 @@ class Watchdog:
             if error is not None and not self._stopping.is_set():
                 self._bark(error)
                 time.sleep(_GRACE_S)
-                # The worker did not come to its own last words.
-                sys.stderr.write(f"error: {error}\n")
-                sys.stderr.flush()
-                os._exit(1)
+                self._end_process(error)
+                return
 
     def _look(self) -> WatchdogError | None:
         excused = self._excused() or self._outage.is_on
@@ -200,7 +207,7 @@ class Watchdog:
     def _message(self, partition: Partition, position: int | None, end: int) -> str:
         topic, number = partition
         where = "has not been read from" if position is None else f"has stood at offset {position}"
-        words = self._last_words.since(self._patience_s)
+        words = self._last_words.since(self._patience_s + _WORDS_KEPT_S)
         return (
             f"{topic} partition {number} {where} for {self._patience_s:g} s although Kafka holds records up to offset "
             f"{end}, and neither Redis nor Kafka is known to be away: the consumer or the partition's lane is stuck. "

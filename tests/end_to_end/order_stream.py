@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import json
 import random
+import re
 import threading
 import time
 from collections import Counter
@@ -14,10 +15,10 @@ from decimal import Decimal
 from typing import Any, Self
 from zoneinfo import ZoneInfo
 
-from confluent_kafka import Producer
+from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
 from feature_store.features import FEATURES
-from tests.end_to_end.shop import PATIENCE_S, Received, Shop, now_ms
+from tests.end_to_end.shop import PATIENCE_S, Shop, now_ms
 from worker.local_worker import LocalWorker
 from worker.topics import kafka_client_config
 from worker.transport import murmur2_partition
@@ -26,17 +27,22 @@ Cells = Counter[tuple[str, str, int, str]]  # (product, freq, bucket, feature) -
 
 _PAUSE_S = 0.02
 _ORDERS_A_PAUSE = 10
-_PRODUCTS = [f"product-{n}" for n in range(50)]
+MOST_ORDERS_A_SECOND = round(_ORDERS_A_PAUSE / _PAUSE_S)
+PRODUCTS = [f"product-{n}" for n in range(50)]
 
 
 class OrderStream:
-    """Sends orders from a thread, from entering to leaving the context, as fast as a busy shop: some 500 a second."""
+    """Sends orders from a thread, from entering to leaving the context, as a busy shop has them."""
 
     def __init__(self, shop: Shop) -> None:
         self._shop = shop
         self._topic = shop.settings.topic_orders
         # Nothing may be given up while the broker is away, however long.
-        config = kafka_client_config(shop.settings) | {"partitioner": "murmur2", "message.timeout.ms": 0}
+        config = kafka_client_config(shop.settings) | {
+            "partitioner": "murmur2",
+            "message.timeout.ms": 0,
+            "queue.buffering.max.messages": 1_000_000,
+        }
         self._producer = Producer(config)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._send, daemon=True)
@@ -54,11 +60,17 @@ class OrderStream:
     def _send(self) -> None:
         while not self._stop.wait(_PAUSE_S):
             for _ in range(_ORDERS_A_PAUSE):
-                self._produce()
+                self._produce(self._random.choice(PRODUCTS))
             self._producer.poll(0)
 
-    def _produce(self) -> None:
-        product = self._random.choice(_PRODUCTS)
+    def flood(self, orders: int, product: str) -> None:
+        """Outside of the context: send orders of one product at once."""
+        for _ in range(orders):
+            self._produce(product)
+            self._producer.poll(0)
+        assert self._producer.flush(PATIENCE_S) == 0
+
+    def _produce(self, product: str) -> None:
         order = {
             "event_time": now_ms() - self._random.randrange(600_000),
             "product_id": product,
@@ -78,23 +90,31 @@ class OrderStream:
     def in_topic(self) -> list[dict[str, Any]]:
         """After the end: all orders as the broker holds them, which is what counts."""
         assert self._producer.flush(PATIENCE_S) == 0
+        config = kafka_client_config(self._shop.settings) | {"group.id": "order-stream"}
+        consumer = Consumer(config)
+        count = self._shop.settings.partition_count
+        consumer.assign([TopicPartition(self._topic, p, OFFSET_BEGINNING) for p in range(count)])
         orders: list[dict[str, Any]] = []
         ids: set[str] = set()  # a record whose acknowledgement was lost may stand there twice
 
-        def all_sent(records: list[Received]) -> bool:
-            for record in records[len(orders) :]:
-                orders.append(json.loads(record.value or b"", parse_float=Decimal))
-                ids.add(orders[-1]["order_id"])
+        def all_sent() -> bool:
+            for message in consumer.consume(5000, timeout=0.2):
+                assert message.error() is None, message.error()
+                orders.append(json.loads(message.value() or b"", parse_float=Decimal))
+                if "order_id" in orders[-1]:  # it is one of these, and not one that the test itself has sent
+                    ids.add(orders[-1]["order_id"])
             return len(ids) == self.made
 
-        self._shop.reader(self._topic).wait_for(all_sent)
+        wait_until(all_sent)
+        consumer.close()
         return orders
 
     def assert_all_counted_once(self) -> None:
         """After the end: wait until the features have reached the end of the topic, and compare them cell by cell."""
         orders = self.in_topic()
         self._shop.wait_for_positions("orders", len(orders))
-        assert stored_cells(self._shop, _PRODUCTS) == recomputed_cells(orders, self._shop.settings.time_zone)
+        products = {order["product_id"] for order in orders}
+        assert stored_cells(self._shop, products) == recomputed_cells(orders, self._shop.settings.time_zone)
 
 
 def recomputed_cells(orders: list[dict[str, Any]], time_zone: str) -> Cells:
@@ -105,7 +125,7 @@ def recomputed_cells(orders: list[dict[str, Any]], time_zone: str) -> Cells:
         local = dt.datetime.fromtimestamp(seconds, ZoneInfo(time_zone)).date()
         buckets = {"5m": seconds // 300, "1h": seconds // 3600, "1d": (local - dt.date(1970, 1, 1)).days}
         quantity = Decimal(order["quantity"])
-        if order["kind"] == "return":
+        if order.get("kind") == "return":
             amounts = {"returned_units": quantity * 1000}
         else:
             revenue = quantity * Decimal(order["unit_price"]) * 1_000_000
@@ -116,7 +136,7 @@ def recomputed_cells(orders: list[dict[str, Any]], time_zone: str) -> Cells:
     return cells
 
 
-def stored_cells(shop: Shop, products: list[str]) -> Cells:
+def stored_cells(shop: Shop, products: set[str]) -> Cells:
     """What stands in Redis, zeros left out."""
 
     async def read() -> Cells:
@@ -135,17 +155,21 @@ def stored_cells(shop: Shop, products: list[str]) -> Cells:
     return asyncio.run(read())
 
 
-def lines_of(worker: LocalWorker, *words: str) -> list[str]:
-    """Lines of the worker's log that have one of the words."""
+def troubles(worker: LocalWorker) -> list[str]:
+    """What the worker has warned of, but for what it says of single partitions."""
+    lines = [line.partition("] [")[2].partition("] [")[2] for line in lines_of(worker, r"\[WARNING\]", r"\[ERROR\]")]
+    return [line for line in lines if "] partition " not in line]
+
+
+def lines_of(worker: LocalWorker, *patterns: str) -> list[str]:
+    """Lines of the worker's log in which one of the regular expressions is found."""
     lines = worker.log_path.read_text(encoding="utf-8").splitlines()
-    return [line for line in lines if any(word in line for word in words)]
+    return [line for line in lines if any(re.search(pattern, line) for pattern in patterns)]
 
 
-def wait_for_lines(worker: LocalWorker, word: str, count: int) -> None:
-    """Wait until the worker's log has so many lines with the word."""
-    wait_until(
-        lambda: len(lines_of(worker, word)) >= count, lambda: worker.log_path.read_text(encoding="utf-8")[-3000:]
-    )
+def wait_for_lines(worker: LocalWorker, pattern: str, count: int) -> None:
+    """Wait until the worker's log has so many such lines."""
+    wait_until(lambda: len(lines_of(worker, pattern)) >= count, lambda: worker.log_path.read_text()[-3000:])
 
 
 def wait_until(condition: Callable[[], bool], explain: Callable[[], str] = lambda: "") -> None:
