@@ -94,12 +94,11 @@ class Faults:
         for victim in victims:
             victim.kill()  # waits for its end
             arena.lost(victim)
-        working = self._at_work(history, ends)
+        working, lag = self._at_work(history, ends), arena.lag()
         for _ in victims:
             arena.launch(**settings or {})
         sure = self._surely_at_work(len(working), len(victims), of)
         found = arena.differences()
-        lag = arena.lag()
         detail = f"{len(victims)} of {of} workers, lag {lag:,} in lanes {working}, {arena.cells:,} cells"
         if sure:
             self._tally.note(KILL, found, detail, times=sure)
