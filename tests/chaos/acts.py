@@ -76,8 +76,8 @@ def crash_points_in_lanes(tally: Tally, directory: Path, seed: int, *, points: i
             tally.check("crash points in lanes", [f"the program ended with exit code {program.returncode}"])
 
 
-def _note_crash_point(tally: Tally, point: str, differences: list[str]) -> None:
-    if point:
-        tally.note(CRASH_POINT_LANE, differences, point)
+def _note_crash_point(tally: Tally, seam: str, point: str, differences: list[str]) -> None:
+    if seam:
+        tally.note(f"{CRASH_POINT_LANE}: {seam}", differences, point)
     else:
         tally.check("at the ends of all lanes", differences)

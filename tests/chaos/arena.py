@@ -81,7 +81,8 @@ class Arena:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.shop.close()
+        for worker in self.workers:
+            worker.kill()
         self._asides.close()
         self._run(self._store.close())
         self._loop.close()
@@ -116,6 +117,14 @@ class Arena:
         for worker in list(self.workers):
             worker.stop()
             self.lost(worker)
+
+    def lanes_of(self, worker: LocalWorker) -> set[int]:
+        """Lanes that the worker runs, or ran when it ended: those that it was the last of all to claim."""
+        last: dict[int, tuple[str, LocalWorker]] = {}
+        for other in self.workers:
+            for partition, at in seams.claims(other.log_path.read_text()).items():
+                last[partition] = max(last.get(partition, ("", worker)), (at, other), key=lambda claim: claim[0])
+        return {partition for partition, (_, owner) in last.items() if owner is worker}
 
     # -- positions ------------------------------------------------------------------------------------------------
 

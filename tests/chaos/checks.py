@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
 from feature_store.events import item_id_of
 from feature_store.features import FEATURES
-from feature_store.store import FeatureStore
+from feature_store.store import REDIS_ERRORS, FeatureStore, Found
 from tests.chaos.asides import Aside
 from tests.chaos.feed import NUMBER_HEADER
 from tests.chaos.oracle import Cell, Cells, Oracle, Place, bucket_of
 
 _AT_ONCE = 16  # items looked up side by side
 _MOST_TRIES = 50
+_PAUSE_S = 0.1
 
 
 class Stored(msgspec.Struct):
@@ -60,7 +61,7 @@ async def read_stored(
 
 
 async def _look_up(store: FeatureStore, partition: int, product: str, location: str, stored: Stored) -> None:
-    found = await store.look_up(partition, product, location)
+    found = await _patiently(lambda: store.look_up(partition, product, location))
     if found is None:
         return
     for freq, (buckets, values) in found.sums.items():
@@ -71,6 +72,16 @@ async def _look_up(store: FeatureStore, partition: int, product: str, location: 
     for freq, forecast in found.forecasts.items():
         if forecast is not None:
             stored.forecasts[product, location, freq] = forecast.forecast_id
+
+
+async def _patiently(read: Callable[[], Awaitable[Found | None]]) -> Found | None:
+    """A reply, though a busy machine may be slow to connect."""
+    for _ in range(_MOST_TRIES):
+        try:
+            return await read()
+        except REDIS_ERRORS:
+            await asyncio.sleep(_PAUSE_S)
+    return await read()
 
 
 def compare_cells(expected: Cells, found: Cells, retention: Mapping[str, int]) -> list[str]:

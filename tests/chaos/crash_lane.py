@@ -23,6 +23,7 @@ from worker.settings import Settings
 Log = Mapping[tuple[str, int], Sequence[seams.Logged]]  # by topic and partition
 
 _PAUSE_S = 0.001
+_PATIENCE_S = 120.0  # a life takes a fraction of a second
 _BATCH = 24  # records, so that some hundred of them pass every seam several times
 FAILED = 3
 
@@ -116,11 +117,12 @@ class Life:
         topics = sorted({topic for topic, _ in self._log})
         others = [asyncio.create_task(self._hand_out(topic)) for topic in topics]
         others.append(asyncio.create_task(self._forecast()))
-        while not (self._reader.is_through and self._owes_nothing()):
-            await asyncio.sleep(_PAUSE_S)
-            for task in others:
-                if task.done():
-                    task.result()
+        async with asyncio.timeout(_PATIENCE_S):
+            while not (self._reader.is_through and self._owes_nothing()):
+                await asyncio.sleep(_PAUSE_S)
+                for task in others:
+                    if task.done():
+                        task.result()
 
     async def _hand_out(self, topic: str) -> None:
         while True:

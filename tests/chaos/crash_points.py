@@ -2,7 +2,7 @@
 
 Lives of lanes (crash_lane.py), each ended at a crash point; the next one goes on from what stands in Redis. After each
 end Redis and everything sent are compared with the oracle at the positions that Redis holds. Prints one JSON object a
-crash point: {"point", "differences"}. A program of its own, since it forks and must not have threads.
+crash point: {"seam", "point", "differences"}. A program of its own, since it forks and must not have threads.
 """
 
 from __future__ import annotations
@@ -110,15 +110,17 @@ class Story:
         return out
 
 
-def stories(redis_url: str, points: int, seed: int, directory: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield each crash point reached with the differences found after it; also the undisturbed end of each story."""
+def stories(
+    redis_url: str, points: int, seed: int, directory: Path
+) -> Iterator[tuple[seams.CrashPoint | None, list[str]]]:
+    """Yield each crash point reached with the differences found after it; None is the undisturbed end of a story."""
     wanted = seams.crash_points(random.Random(seed))
     for n, first in enumerate(range(0, points, _POINTS_A_STORY)):
         story = Story(redis_url, f"crash{seed}-{n}", seed + n, directory)
         story.begin()
         for point in islice(wanted, min(_POINTS_A_STORY, points - first)):
-            yield str(point), story.crash(point)
-        yield "", story.end()
+            yield point, story.crash(point)
+        yield None, story.end()
 
 
 def _settings(redis_url: str, namespace: str) -> Settings:
@@ -146,7 +148,8 @@ def _now_ms() -> int:
 def main(redis_url: str, points: int, seed: int, directory: Path) -> None:
     """End lanes at crash points, and compare."""
     for point, differences in stories(redis_url, points, seed, directory):
-        click.echo(json.dumps({"point": point, "differences": differences}))
+        names = {"seam": point.seam, "point": str(point)} if point else {"seam": "", "point": ""}
+        click.echo(json.dumps({**names, "differences": differences}))
 
 
 if __name__ == "__main__":

@@ -23,8 +23,7 @@ RESTART, REDIS_KILL = "Redis restarted", "Redis killed and started"
 FLUSH, RESTORE = "Redis FLUSHALL", "Redis restored from an older snapshot"
 OWED = "forecasts owed, after kills"
 
-_MOMENT_S = 0.5  # a lane whose position moved within this time is at work
-_SAMPLES_AFTER = 40
+_MOMENT_S = 0.25  # a lane whose position moved within this time is at work
 _TRIES = 3  # turns for each kill wanted
 
 
@@ -87,24 +86,23 @@ class Faults:
     def _kill(self, victims: list[LocalWorker], settings: Mapping[str, int] | None = None) -> None:
         """Kill at a moment of work, start others in their place, and compare while those begin."""
         arena, victims, of = self._arena, list(victims), len(self._arena.workers)
-        history = self._wait_for_work(self._random.uniform(0.1, 0.8))
-        ends = arena.oracle.ends()
+        history, ends = self._wait_for_work(self._random.uniform(0.1, 0.8)), arena.oracle.ends()
         for victim in victims:
             victim.send_signal(signal.SIGKILL)
+        killed_at = time.monotonic()
         for victim in victims:
             victim.kill()  # waits for its end
+        working = self._working_lanes(history, killed_at, ends)
+        met = [victim for victim in victims if working & arena.lanes_of(victim)]
+        detail = f"{len(victims)} of {of} workers, lag {arena.lag():,}, lanes at work {sorted(working)}"
+        for victim in victims:
             arena.lost(victim)
-        working = self._at_work(history, ends)
-        for _ in victims:
             arena.launch(**settings or {})
-        sure = self._surely_at_work(len(working), len(victims), of)
         found = arena.differences()
-        lag = arena.lag()
-        detail = f"{len(victims)} of {of} workers, lag {lag:,} in lanes {working}, {arena.cells:,} cells"
-        if sure:
-            self._tally.note(KILL, found, detail, times=sure)
-        if len(victims) > sure:
-            self._tally.note(IDLE_KILL, [] if sure else found, detail, times=len(victims) - sure)
+        for kind, times in ((KILL, len(met)), (IDLE_KILL, len(victims) - len(met))):
+            if times:
+                self._tally.note(kind, found, f"{detail}, {arena.cells:,} cells", times=times)
+                found = []
 
     def _wait_for_work(self, share: float) -> list[tuple[float, dict[Place, int]]]:
         """Until that share of the backlog is counted; returns the positions seen meanwhile, with their times."""
@@ -120,27 +118,16 @@ class Faults:
         arena.wait_until("progress in a backlog", enough)
         return history
 
-    def _at_work(self, history: list[tuple[float, dict[Place, int]]], ends: Mapping[Place, int]) -> list[int]:
-        """Lanes of the dead that had a batch in flight: their positions moved a moment before the kill, stand still
-        since, and are not at the ends."""
-        killed_at, first = time.monotonic(), self._arena.positions()
+    def _working_lanes(
+        self, history: list[tuple[float, dict[Place, int]]], killed_at: float, ends: Mapping[Place, int]
+    ) -> set[int]:
+        """Lanes that had a batch in flight: their positions moved a moment before the kill, and are not at the ends."""
+        after = self._arena.positions()
         recent = [positions for at, positions in history if killed_at - at < _MOMENT_S]
         before = history[max(0, len(history) - len(recent) - 1)][1]
-        moved = {place[1] for place in first if first[place] != before.get(place, 0)}
-        latest = first
-        for _ in range(_SAMPLES_AFTER):
-            latest = self._arena.positions()
-        taken_on = {place[1] for place in latest if latest[place] != first[place]}
-        lagging = {place[1] for place, end in ends.items() if first.get(place, 0) < end}
-        return sorted((moved & lagging) - taken_on)
-
-    def _surely_at_work(self, working: int, victims: int, of: int) -> int:
-        """How many of the killed had a batch in flight for certain. Who ran which lane is not known, but all run as
-        many, give or take one: idle lanes can be all there was of only so many workers."""
-        if victims < of:
-            return min(working, 1)
-        fewest = self._arena.partitions // of
-        return max(min(working, 1), victims - (self._arena.partitions - working) // fewest)
+        moved = {place[1] for place in ends if before.get(place, 0) < after.get(place, 0)}
+        lagging = {place[1] for place, end in ends.items() if after.get(place, 0) < end}
+        return moved & lagging
 
     # -- other faults of workers ----------------------------------------------------------------------------------
 
@@ -298,7 +285,7 @@ class Faults:
             reached = point
             if n + 1 < points:
                 worker, point = self._launch_doomed(next(wanted))
-            self._tally.note(CRASH_POINT_WORKER, wrong + arena.differences(), str(reached))
+            self._tally.note(f"{CRASH_POINT_WORKER}: {reached.seam}", wrong + arena.differences(), str(reached))
         arena.launch(**FORECASTING)
         arena.settle()
         self._tally.check("after crash points in workers", arena.forecast_differences())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import signal
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -130,6 +131,12 @@ def _wrap(owner: type, name: str, trap: Trap, seam_of: Callable[..., str]) -> No
         return await trap.step(seam_of(*arguments), lambda: original(*arguments, **options))
 
     setattr(owner, name, trapped)
+
+
+def claims(log: str) -> dict[int, str]:
+    """By partition, when the worker that wrote the log claimed it last: as the line begins, which sorts by time."""
+    found = re.finditer(r"^(\[\S+ \S+\]) .* partition (\d+): \w+, reading on from ", log, re.MULTILINE)
+    return {int(claim[2]): claim[1] for claim in found}
 
 
 # -- a lane without Kafka ---------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 KILL = "kill -9, a batch in flight"
-CRASH_POINT_LANE, CRASH_POINT_WORKER = "crash point in lanes", "crash point in a worker"
+CRASH_POINT = "crash point"
+CRASH_POINT_LANE, CRASH_POINT_WORKER = f"{CRASH_POINT} in lanes", f"{CRASH_POINT} in a worker"
 _LONGEST = 4_000  # characters of one
 _SHOWN = 5  # differences of one fault that are printed; all are counted
 
@@ -50,9 +51,9 @@ class Tally:
         """A line of progress, with the time since the start."""
         self._tell(f"[{time.monotonic() - self._started:6.1f} s] {line}")
 
-    def inflicted(self, *kinds: str) -> int:
-        """How many faults of these kinds there were so far."""
-        return sum(self._inflicted[kind] for kind in kinds)
+    def inflicted(self, kind: str) -> int:
+        """How many faults of the kind, or of those that begin with it, there were so far."""
+        return sum(times for name, times in self._inflicted.items() if name.startswith(kind))
 
     def counts(self) -> Counts:
         """All of it, to be added to another tally."""
@@ -67,10 +68,11 @@ class Tally:
     def summary(self) -> list[str]:
         """Survived by kind, and the last line. Kills are of worker processes with a batch in flight; faults are all of
         the table, the kills and crash points among them."""
-        width = max(map(len, self._inflicted), default=0)
-        lines = [
-            f"{kind:<{width}}  {self._survived[kind]:>4} of {n:>4} survived"
-            for kind, n in sorted(self._inflicted.items())
-        ]
-        total = self._inflicted.total()
-        return [*lines, f"{self._inflicted[KILL]} kills, {total} faults, {len(self.differences)} differences"]
+        rows = [(kind, self._survived[kind], times) for kind, times in sorted(self._inflicted.items())]
+        points = [row for row in rows if row[0].startswith(CRASH_POINT)]
+        if points:
+            rows.append(("crash points in all", sum(row[1] for row in points), sum(row[2] for row in points)))
+        width = max((len(row[0]) for row in rows), default=0)
+        lines = [f"{kind:<{width}}  {survived:>4} of {times:>4} survived" for kind, survived, times in rows]
+        faults = f"{self._inflicted.total()} faults, {len(self.differences)} differences"
+        return [*lines, f"{self._inflicted[KILL]} kills, {faults}"]
