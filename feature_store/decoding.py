@@ -336,6 +336,12 @@ def _series(products: Sequence[str], locations: Sequence[str]) -> tuple[tuple[tu
     return series, np.array(list(map(numbers.__getitem__, products)), dtype=np.int64)
 
 
+def _actions(names: Sequence[str]) -> NDArray[np.int8]:
+    if names and names.count(names[0]) == len(names):  # as nearly always among orders
+        return np.full(len(names), _ACTIONS[names[0]], dtype=np.int8)
+    return np.array(list(map(_ACTIONS.__getitem__, names)), dtype=np.int8)
+
+
 def _ids(events: Sequence[CountedEvent]) -> Sequence[str]:
     ids = [event.event_id for event in events]
     return ids if any(ids) else ()
@@ -345,7 +351,8 @@ def _order_columns(rows: NDArray[np.int64], events: Sequence[OrderEvent]) -> Eve
     series, index = _series([e.product_id for e in events], [e.location_id for e in events])
     quantity = np.array([e.quantity for e in events], dtype=np.float64)
     price = np.array([e.unit_price for e in events], dtype=np.float64)
-    kinds = np.array(list(map(_ACTIONS.__getitem__, [e.kind for e in events])), dtype=np.int8)
+    kinds = _actions([e.kind for e in events])
+    one_off = [e.one_off for e in events]
     sold_back = (quantity < 0) & (kinds == Action.SALE)
     with np.errstate(invalid="ignore"):  # what is not finite becomes negative here, and is rejected
         quantity_milli = np.rint(np.where(sold_back, -quantity, quantity) * 1e3).astype(np.int64)
@@ -359,7 +366,7 @@ def _order_columns(rows: NDArray[np.int64], events: Sequence[OrderEvent]) -> Eve
         quantity=quantity_milli,
         unit_price=price_micro,
         rating=np.zeros(len(events), dtype=np.int64),
-        one_off=np.array([e.one_off for e in events], dtype=np.bool_),
+        one_off=np.array(one_off, dtype=np.bool_) if any(one_off) else np.zeros(len(events), dtype=np.bool_),
         event_id=_ids(events),
     )
 
@@ -372,7 +379,7 @@ def _click_columns(rows: NDArray[np.int64], events: Sequence[ClickEvent]) -> Eve
         event_time_ms=np.array([e.event_time for e in events], dtype=np.int64),
         series=series,
         series_index=index,
-        action=np.array(list(map(_ACTIONS.__getitem__, [e.action for e in events])), dtype=np.int8),
+        action=_actions([e.action for e in events]),
         quantity=nothing,
         unit_price=nothing,
         rating=nothing,

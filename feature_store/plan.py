@@ -135,7 +135,7 @@ def _ordered_items(
     events: EventBatch, ids: Sequence[str], known: Mapping[str, Item]
 ) -> tuple[list[str], dict[str, Item]]:
     """Items with order lines, and those of them of which something new is known."""
-    orders = np.isin(events.action, ORDER_ACTIONS)
+    orders = events.action <= max(ORDER_ACTIONS)
     series, times = events.series_index[orders], events.event_time_ms[orders]
     first = np.full(len(ids), np.iinfo(np.int64).max)
     last = np.full(len(ids), np.iinfo(np.int64).min)
@@ -198,7 +198,7 @@ def _after_product(state: ProductState, event: ProductEvent) -> ProductState:
 def _touched(events: EventBatch, ordered: Iterable[str], products: Iterable[str], view: LaneView) -> list[str]:
     """Items whose inputs changed: those with orders, and every item of a product with clicks, reviews or new state."""
     touched = dict.fromkeys(ordered)
-    product_level = ~np.isin(events.action, ORDER_ACTIONS)
+    product_level = events.action > max(ORDER_ACTIONS)
     changed = {events.series[s][0] for s in np.unique(events.series_index[product_level]).tolist()} | set(products)
     for product_id in sorted(changed):
         touched.update(dict.fromkeys(view.items_of_product.get(product_id, ())))

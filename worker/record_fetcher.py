@@ -12,6 +12,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress, islice, pairwise
+from operator import ne
 from typing import Any, NamedTuple
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -36,12 +38,14 @@ _PASSING = (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._RES
 
 
 class RecordBatch(NamedTuple):
-    """Records of one partition. `epoch` counts the partition's seeks: a batch of an older one is stale."""
+    """Records of one partition. `epoch` counts the partition's seeks: a batch of an older one is stale. `size_bytes` is
+    roughly what it takes in memory."""
 
     topic: str
     partition: int
     epoch: int
     records: Records
+    size_bytes: int = 0
 
 
 @dataclass
@@ -105,7 +109,7 @@ class RecordFetcher:
             reading = self._readings.get((batch.topic, batch.partition))
             if reading is None or reading.epoch != batch.epoch:
                 return
-            reading.ahead_bytes -= _bytes(batch.records.values)
+            reading.ahead_bytes -= batch.size_bytes
             resume = reading.paused and reading.ahead_bytes <= self._limit() // 2
         if resume:
             self._commands.append(lambda: self._resume((batch.topic, batch.partition), batch.epoch))
@@ -151,13 +155,11 @@ class RecordFetcher:
 
     def _pass_on(self, messages: Sequence[Message]) -> None:
         by_partition: dict[Partition, list[Message]] = {}
-        for key, message in zip(
-            zip(map(Message.topic, messages), map(Message.partition, messages), strict=True), messages, strict=True
-        ):
-            if key in by_partition:
-                by_partition[key].append(message)
-            else:
-                by_partition[key] = [message]
+        keys = list(zip(map(Message.topic, messages), map(Message.partition, messages), strict=True))
+        # A partition's messages come in long runs: only their ends are looked at one by one.
+        ends = list(compress(range(1, len(keys)), map(ne, keys, islice(keys, 1, None))))
+        for first, stop in pairwise([0, *ends, len(keys)]):
+            by_partition.setdefault(keys[first], []).extend(messages[first:stop])
         batches = [batch for key, own in by_partition.items() if (batch := self._batch(key, own)) is not None]
         if batches:
             self._on_batches(batches)
@@ -177,14 +179,16 @@ class RecordFetcher:
         start = offsets[0] if reading.next_offset is None else reading.next_offset
         log_start = start if offsets[0] <= start else self._log_start(key)
         columns = list(map(Message.key, messages)), list(map(Message.value, messages))
+        size_bytes = sum(map(len, filter(None, columns[1]))) + _RECORD_BYTES * len(messages)
         reading.next_offset = offsets[-1] + 1
         with self._lock:
-            reading.ahead_bytes += _bytes(columns[1])
+            reading.ahead_bytes += size_bytes
             pause = not reading.paused and reading.ahead_bytes > self._limit()
         if pause:
             reading.paused = True
             self._consumer.pause([TopicPartition(*key)])
-        return RecordBatch(*key, reading.epoch, Records(key[0], start, log_start, offsets, *columns, messages))
+        records = Records(key[0], start, log_start, offsets, *columns, messages)
+        return RecordBatch(*key, reading.epoch, records, size_bytes)
 
     def _log_start(self, key: Partition) -> int:
         return self._watermarks(key)[0]
@@ -217,7 +221,3 @@ class RecordFetcher:
             # The position stays what it was: the batch that begins at `low` says what is missing before it.
             self._consumer.incremental_unassign([TopicPartition(*key)])
             self._consumer.incremental_assign([TopicPartition(*key, low)])
-
-
-def _bytes(values: Sequence[bytes | None]) -> int:
-    return sum(len(value) for value in values if value is not None) + _RECORD_BYTES * len(values)
