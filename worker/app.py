@@ -52,6 +52,7 @@ logger = logging.getLogger(__name__)
 _CALENDAR_S = 60.0
 _RESEND_PAUSE_S = 0.5
 _DRAIN_S = 20.0
+_SEEK_S = 5.0
 
 
 class Worker(Service):  # type: ignore[misc]
@@ -64,6 +65,7 @@ class Worker(Service):  # type: ignore[misc]
         self._app = app
         self._settings = settings
         self._forecasting: list[asyncio.Task[None]] = []
+        self._reassigning: set[asyncio.Task[None]] = set()
         self._joined = False
         self._connected = False
         self._replaying = settings.clock == "event"
@@ -105,7 +107,7 @@ class Worker(Service):  # type: ignore[misc]
             crash=self._app.crash,
         )
         consumer.batch_topics = frozenset(self.topics)
-        consumer.on_seek = self._lanes.reassign
+        consumer.on_seek = self._on_seek
         consumer.fetch_max_wait_ms = settings.kafka_fetch_max_wait_ms
         self._watchdog = self._new_watchdog()
         self._watchdog.start()
@@ -178,6 +180,23 @@ class Worker(Service):  # type: ignore[misc]
     async def on_assigned(self, _: Any, assigned: Any, **__: Any) -> None:
         """Faust's signal after each rebalance, also when there was nothing to assign."""
         self._joined = True
+
+    async def _on_seek(self, assigned: set[tuple[str, int]]) -> None:
+        """After a rebalance: begin the lanes. While Redis is away that takes longer than Faust would wait, and Faust
+        cancels what it no longer waits for, also when the next rebalance comes: it sees only as much as is usual."""
+        task = asyncio.create_task(self._reassign(assigned))
+        self._reassigning.add(task)
+        task.add_done_callback(self._reassigning.discard)
+        await asyncio.wait([task], timeout=_SEEK_S)
+
+    async def _reassign(self, assigned: set[tuple[str, int]]) -> None:
+        try:
+            await self._lanes.reassign(assigned)
+        except StoreClosedError:
+            return
+        except Exception as error:
+            logger.error("beginning lanes: %s", error)
+            await self._app.crash(error)
 
     async def on_batch(self, batch: RecordBatch) -> None:
         """Called by the agents: leave the batch with the lane of its partition, waiting while that one has plenty."""
