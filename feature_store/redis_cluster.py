@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,6 +23,7 @@ Address = tuple[str, int]
 # Of one command: to the node that has the slot now, on to where it is moving to, and once more for a move in between.
 _MOST_REDIRECTS = 4
 _DEFAULT_PORT = 6379
+_REDIRECTION = re.compile(r"(MOVED|ASK) \d+ (.*):(\d+)$")
 
 
 class NotAClusterError(redis_errors.RedisError):
@@ -82,17 +84,19 @@ class ClusterClient:
         for _ in range(1 + _MOST_REDIRECTS):
             try:
                 return await self._send(address, args, asking=asking)
-            except redis_errors.MovedError as moved:
-                address, asking = _redirected(moved, address), False
-                self._masters[slot] = address
-                self._nodes.add(address)
-            except redis_errors.AskError as ask:
-                address, asking = _redirected(ask, address), True
             except redis_errors.AuthenticationError:
                 raise
             except (redis_errors.ConnectionError, redis_errors.TimeoutError, redis_errors.ClusterDownError, OSError):
                 await self._ask_for_map(version, avoid=address)
                 raise
+            except redis_errors.ResponseError as error:
+                redirection = _redirection(error, address)
+                if redirection is None:
+                    raise
+                address, asking = redirection
+                if not asking:
+                    self._masters[slot] = address
+                    self._nodes.add(address)
         raise redis_errors.TryAgainError(f"slot {slot} is moving between nodes")
 
     async def _send(self, address: Address, args: tuple[Any, ...], *, asking: bool) -> Any:
@@ -169,9 +173,15 @@ def _address(url: str) -> Address:
     return options.get("host", "localhost"), options.get("port", _DEFAULT_PORT)
 
 
-def _redirected(error: redis_errors.AskError, told_by: Address) -> Address:
-    """Where to. A node that does not know by which name it is reached sends no host: it means its own."""
-    return error.host or told_by[0], error.port
+def _redirection(error: redis_errors.ResponseError, told_by: Address) -> tuple[Address, bool] | None:
+    """Where to, and whether to say ASKING there; None when the error is another. A node that does not know by which
+    name it is reached sends no host: it means its own."""
+    if isinstance(error, redis_errors.AskError):  # a MovedError is one, too
+        return (error.host or told_by[0], error.port), not isinstance(error, redis_errors.MovedError)
+    # Older redis-py has these classes for its own cluster client only.
+    if found := _REDIRECTION.match(str(error)):
+        return (found[2] or told_by[0], int(found[3])), found[1] == "ASK"
+    return None
 
 
 def _text(name: bytes | str | None) -> str:

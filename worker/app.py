@@ -54,6 +54,7 @@ _CALENDAR_S = 60.0
 _RESEND_PAUSE_S = 0.5
 _DRAIN_S = 20.0
 _COLLECT_EVERY = 200_000  # objects
+_SEEK_S = 5.0
 
 
 class Worker(Service):  # type: ignore[misc]
@@ -66,6 +67,7 @@ class Worker(Service):  # type: ignore[misc]
         self._app = app
         self._settings = settings
         self._forecasting: list[asyncio.Task[None]] = []
+        self._reassigning: set[asyncio.Task[None]] = set()
         self._joined = False
         self._connected = False
         self._replaying = settings.clock == "event"
@@ -107,7 +109,7 @@ class Worker(Service):  # type: ignore[misc]
             crash=self._app.crash,
         )
         consumer.batch_topics = frozenset(self.topics)
-        consumer.on_seek = self._lanes.reassign
+        consumer.on_seek = self._on_seek
         consumer.fetcher_config = kafka_client_config(settings) | {
             "group.id": f"{settings.namespace}.fetcher",  # librdkafka insists on one; nothing is joined or committed
             "fetch.wait.max.ms": settings.kafka_fetch_max_wait_ms,
@@ -183,6 +185,23 @@ class Worker(Service):  # type: ignore[misc]
     async def on_assigned(self, _: Any, assigned: Any, **__: Any) -> None:
         """Faust's signal after each rebalance, also when there was nothing to assign."""
         self._joined = True
+
+    async def _on_seek(self, assigned: set[tuple[str, int]]) -> None:
+        """After a rebalance: begin the lanes. While Redis is away that takes longer than Faust would wait, and Faust
+        cancels what it no longer waits for, also when the next rebalance comes: it sees only as much as is usual."""
+        task = asyncio.create_task(self._reassign(assigned))
+        self._reassigning.add(task)
+        task.add_done_callback(self._reassigning.discard)
+        await asyncio.wait([task], timeout=_SEEK_S)
+
+    async def _reassign(self, assigned: set[tuple[str, int]]) -> None:
+        try:
+            await self._lanes.reassign(assigned)
+        except StoreClosedError:
+            return
+        except Exception as error:
+            logger.error("beginning lanes: %s", error)
+            await self._app.crash(error)
 
     async def on_batch(self, batch: RecordBatch) -> None:
         """Called by the agents: leave the batch with the lane of its partition."""

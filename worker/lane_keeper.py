@@ -86,6 +86,7 @@ class LaneKeeper:
     async def reassign(self, assigned: set[tuple[str, int]]) -> None:
         """After a rebalance: all lanes end, those of the partitions assigned now begin from what stands in Redis."""
         self._assignment += 1
+        assignment = self._assignment  # the next rebalance may come while Redis is being waited for
         self.close()
         complete = []
         for partition in sorted({partition for _, partition in assigned}):
@@ -96,7 +97,7 @@ class LaneKeeper:
                 complete.append(partition)
         self.assigned = set(complete)
         for partition in complete:
-            await self._take(partition, "assigned", self._assignment)
+            await self._take(partition, "assigned", assignment)
 
     async def _take(self, partition: int, reason: str, assignment: int) -> None:
         """Begin a lane.
@@ -111,16 +112,24 @@ class LaneKeeper:
                 return
             stored = await self._store.peek_positions(partition)
             offsets = {(topic, partition): stored.get(topic, 0) for topic in self._topics}
-            if not await self._reader.commit_now(offsets):  # 1
+            committed = await self._reader.commit_now(offsets)  # 1
+            if assignment != self._assignment:  # the next rebalance came while Redis or Kafka was waited for
+                return
+            if not committed:
                 logger.warning("partition %d: the broker refused a commit; claiming it is put off", partition)
                 self._take_later(partition, reason, assignment)
                 return
             claim = await self._store.claim(partition)  # 2
+            if assignment != self._assignment:
+                return
             metrics.CLAIMS.labels(reason).inc()
             lane = Lane(self._store, claim, self._rules, on_tick=self._on_tick)
             for topic in self._topics:  # 3
                 self._queues[topic, partition] = asyncio.Queue()
                 await self._reader.seek_to(topic, partition, claim.positions.get(topic))
+            if assignment != self._assignment:
+                self._let_go(partition)
+                return
             self.lanes[partition] = lane
             metrics.LANES.set(len(self.lanes))
             logger.info("partition %d: %s, reading on from %s", partition, reason, claim.positions or "the start")

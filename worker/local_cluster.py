@@ -160,6 +160,17 @@ class LocalRedisCluster:
             f"{master.name} was killed, but no replica has taken over",
         )
 
+    def wait_until_copied(self, master: LocalRedisNode) -> None:
+        """Wait until the replicas of a master have all that it has now."""
+        written = int(master.info("INFO", "replication")["master_repl_offset"])
+        self._wait_until(
+            lambda: all(
+                int(replica.info("INFO", "replication").get("slave_repl_offset", -1)) >= written
+                for replica in self.replicas_of(master)
+            ),
+            f"the replicas of {master.name} do not keep up",
+        )
+
     def add_master(self) -> LocalRedisNode:
         """Have one more node join, which serves no slot until one is moved to it."""
         node = self._new_node(len(self.nodes))

@@ -4,6 +4,7 @@ has one line at each end."""
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,45 @@ def test_redis_away(own_stack: LocalStack, open_shop: OpenShop, leave: Any, come
     orders.assert_all_counted_once()
     assert worker.is_running
     assert_one_line_at_each_end(worker, "Redis is away", "Redis is back")
+
+
+# The real worker; Faust waits less long for lanes to begin.
+_IMPATIENT = """
+import sys
+import faust
+import worker.app
+from worker.cli import main
+
+class Impatient(faust.App):
+    def __init__(self, *args, **options):
+        super().__init__(*args, broker_request_timeout=7.0, **options)
+
+worker.app.faust.App = Impatient
+sys.argv = ["shelfcast", "worker"]
+main()
+"""
+
+
+class ImpatientWorker(LocalWorker):
+    def _command(self) -> list[str]:
+        return [sys.executable, "-c", _IMPATIENT]
+
+
+def test_partitions_are_reassigned_while_redis_is_away(own_stack: LocalStack, open_shop: OpenShop) -> None:
+    shop = open_shop(partition_count=4, watchdog_s=0)
+    other = shop.start_worker()
+    with ImpatientWorker(shop.directory, shop.environment, name="worker-impatient") as worker:
+        with OrderStream(shop) as orders:
+            orders.wait_for_more(500)
+            own_stack.redis.kill()
+            try:
+                wait_for_lines(worker, "Redis is away", 1)
+                other.kill()
+                orders.wait_for_more(20 * MOST_ORDERS_A_SECOND)  # the group's session and Faust's patience have ended
+            finally:
+                own_stack.redis.start()
+            wait_for_lines(worker, "Redis is back", 1)
+        orders.assert_all_counted_once()
 
 
 def test_watchdog_lets_a_known_outage_pass(own_stack: LocalStack, open_shop: OpenShop) -> None:

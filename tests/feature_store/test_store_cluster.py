@@ -148,7 +148,7 @@ async def test_calls_wait_for_the_failover_and_the_new_master_learns_the_scripts
         claim = await shop.store.claim(0)
         await sell(shop.store, claim, 1, "mug")
         master = shop.master(0)
-        assert await asyncio.to_thread(master.call, "WAIT", 1, 10_000) == 1
+        cluster.wait_until_copied(master)
         for replica in cluster.replicas_of(master):
             replica.call("SCRIPT", "FLUSH")
         await asyncio.to_thread(master.kill)
@@ -194,6 +194,7 @@ async def test_writes_of_one_topic_that_died_are_noticed_by_whoever_asks_next(cl
 
 def cut_off_replicas(cluster: LocalRedisCluster, master: LocalRedisNode) -> None:
     """Let the replicas of a master hear nothing more from it, and still take over when it dies."""
+    cluster.wait_until_copied(master)
     for replica in cluster.replicas_of(master):
         replica.call("CONFIG", "SET", "masteruser", "nobody")
         replica.call("CONFIG", "SET", "masterauth", "wrong")

@@ -57,7 +57,7 @@ def test_a_replica_takes_over_from_a_killed_master_which_comes_back_as_replica(c
     old = cluster.owner_of(slot)
     (replica,) = cluster.replicas_of(old)
     old.call("SET", "key", "kept")
-    assert old.call("WAIT", 1, 10_000) == 1
+    cluster.wait_until_copied(old)
     cluster.fail_over(old)
     assert cluster.owner_of(slot) is replica
     assert replica.call("GET", "key") == "kept"
