@@ -86,7 +86,7 @@ class Faults:
     def _kill(self, victims: list[LocalWorker], settings: Mapping[str, int] | None = None) -> None:
         """Kill at a moment of work, start others in their place, and compare while those begin."""
         arena, victims, of = self._arena, list(victims), len(self._arena.workers)
-        history, ends = self._wait_for_work(self._random.uniform(0.1, 0.8)), arena.oracle.ends()
+        history, ends = self._wait_for_work(self._share()), arena.oracle.ends()
         for victim in victims:
             victim.send_signal(signal.SIGKILL)
         killed_at = time.monotonic()
@@ -103,6 +103,10 @@ class Faults:
             if times:
                 self._tally.note(kind, found, f"{detail}, {arena.cells:,} cells", times=times)
                 found = []
+
+    def _share(self) -> float:
+        """Of a backlog, that is counted when a fault strikes; a look at the positions takes some of it, too."""
+        return self._random.uniform(0.05, 0.6)
 
     def _wait_for_work(self, share: float) -> list[tuple[float, dict[Place, int]]]:
         """Until that share of the backlog is counted; returns the positions seen meanwhile, with their times."""
@@ -137,7 +141,7 @@ class Faults:
         (worker,) = arena.workers
         with arena.feed.flowing(self._pace.per_s):
             arena.feed.pour(self._pace.burst)
-            self._wait_for_work(self._random.uniform(0.1, 0.8))
+            self._wait_for_work(self._share())
             arena.lost(worker)
             worker.stop()
             code = [] if worker.exit_code == 0 else [f"SIGTERM: exit code {worker.exit_code}"]
@@ -153,7 +157,7 @@ class Faults:
         arena.wait_until_ready()
         with arena.feed.flowing(self._pace.per_s):
             arena.feed.pour(self._pace.burst)
-            self._wait_for_work(self._random.uniform(0.1, 0.8))
+            self._wait_for_work(self._share())
             zombie = self._random.choice(arena.workers)
             zombie.send_signal(signal.SIGSTOP)
             at_stop = arena.oracle.ends()
@@ -203,7 +207,7 @@ class Faults:
         arena = self._arena
         with arena.feed.flowing(self._pace.per_s):
             arena.feed.pour(self._pace.burst)
-            self._wait_for_work(self._random.uniform(0.1, 0.8))
+            self._wait_for_work(self._share())
             arena.restart_redis(kill=kill)
             arena.feed.pour(self._pace.burst)
         self._settle_and_compare(REDIS_KILL if kill else RESTART, fault=True)
@@ -213,7 +217,7 @@ class Faults:
         arena = self._arena
         with arena.feed.flowing(self._pace.per_s):
             arena.feed.pour(self._pace.burst)
-            self._wait_for_work(self._random.uniform(0.1, 0.8))
+            self._wait_for_work(self._share())
             arena.empty_redis()
             arena.feed.pour(self._pace.burst)
         if kill_meanwhile:
@@ -232,7 +236,7 @@ class Faults:
         arena = self._arena
         with arena.feed.flowing(self._pace.per_s):
             arena.feed.pour(self._pace.burst)
-            self._wait_for_work(self._random.uniform(0.1, 0.8))
+            self._wait_for_work(self._share())
             arena.restore_redis(self._random.randrange(arena.saved))
             arena.feed.pour(self._pace.burst)
         if kill_meanwhile:
