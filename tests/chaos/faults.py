@@ -24,7 +24,7 @@ FLUSH, RESTORE = "Redis FLUSHALL", "Redis restored from an older snapshot"
 OWED = "forecasts owed, after kills"
 
 _MOMENT_S = 0.25  # a lane whose position moved within this time is at work
-_TRIES = 3  # turns for each kill wanted
+_TRIES, _LARGEST = 4, 8  # turns for each kill wanted; backlog of one, in those it begins with
 
 
 class Pace(NamedTuple):
@@ -50,42 +50,44 @@ class Faults:
 
     def kill_alone(self, kills: int) -> None:
         """The only worker, killed again and again at a seeded share of a backlog."""
-        for _ in self._until(kills):
-            self._arena.feed.pour(self._pace.burst)
-            self._kill(self._arena.workers)
+        for backlog in self._until(kills):
+            self._kill(self._arena.workers, backlog)
         self._settle_and_compare("after kills of the only worker")
 
     def kill_among_three(self, kills: int) -> None:
         """Two more join; one after the other of those that run is killed, while others begin in their places."""
         self._grow(3)
-        for _ in self._until(kills):
-            self._arena.feed.pour(self._pace.burst)
-            self._kill([self._random.choice(self._arena.wait_for_ready_ones())])
+        for backlog in self._until(kills):
+            self._kill([self._random.choice(self._arena.wait_for_ready_ones())], backlog)
         self._settle_and_compare("after kills among three workers")
         self._shrink()
 
     def kill_both(self, kills: int) -> None:
         """One more joins; both are killed at the same moment."""
         self._grow(2)
-        for _ in self._until(kills):
+        for backlog in self._until(kills):
             self._arena.wait_until_ready()
-            self._arena.feed.pour(self._pace.burst)
-            self._kill(self._arena.workers)
+            self._kill(self._arena.workers, backlog)
         self._settle_and_compare("after kills of both workers")
         self._shrink()
 
-    def _until(self, kills: int) -> Iterator[None]:
-        """Turns until so many more kills have met a batch in flight; now and then one comes too late for that."""
-        goal = self._tally.inflicted(KILL) + kills
+    def _until(self, kills: int) -> Iterator[int]:
+        """Turns, until so many more kills have met a batch in flight. Yields how many records to send for each: now and
+        then a kill comes too late, and on a busy machine the next backlogs are larger."""
+        goal, burst = self._tally.inflicted(KILL) + kills, self._pace.burst
         for _ in range(_TRIES * kills):
-            if self._tally.inflicted(KILL) >= goal:
+            before = self._tally.inflicted(KILL)
+            if before >= goal:
                 return
-            yield
+            yield burst
+            if self._tally.inflicted(KILL) == before:
+                burst = min(2 * burst, _LARGEST * self._pace.burst)
         raise ChaosError(f"{_TRIES * kills} turns brought less than {kills} kills with a batch in flight")
 
-    def _kill(self, victims: list[LocalWorker], settings: Mapping[str, int] | None = None) -> None:
-        """Kill at a moment of work, start others in their place, and compare while those begin."""
+    def _kill(self, victims: list[LocalWorker], backlog: int, settings: Mapping[str, int] | None = None) -> None:
+        """Send records, kill while they are counted, start others in place of the dead, compare while those begin."""
         arena, victims, of = self._arena, list(victims), len(self._arena.workers)
+        arena.feed.pour(backlog)
         history, ends = self._wait_for_work(self._share()), arena.oracle.ends()
         for victim in victims:
             victim.send_signal(signal.SIGKILL)
@@ -219,9 +221,10 @@ class Faults:
             arena.feed.pour(self._pace.burst)
             self._wait_for_work(self._share())
             arena.empty_redis()
-            arena.feed.pour(self._pace.burst)
+            if not kill_meanwhile:
+                arena.feed.pour(self._pace.burst)
         if kill_meanwhile:
-            self._kill(arena.workers)
+            self._kill(arena.workers, self._pace.burst)
         self._settle_and_compare(FLUSH, fault=True)
 
     def save_redis(self) -> None:
@@ -238,9 +241,10 @@ class Faults:
             arena.feed.pour(self._pace.burst)
             self._wait_for_work(self._share())
             arena.restore_redis(self._random.randrange(arena.saved))
-            arena.feed.pour(self._pace.burst)
+            if not kill_meanwhile:
+                arena.feed.pour(self._pace.burst)
         if kill_meanwhile:
-            self._kill(arena.workers)
+            self._kill(arena.workers, self._pace.burst)
         self._settle_and_compare(RESTORE, fault=True)
 
     def _settle_and_compare(self, what: str, *, fault: bool = False) -> None:
@@ -258,9 +262,8 @@ class Faults:
         arena = self._arena
         arena.end_workers()
         arena.launch(**FORECASTING)
-        for _ in self._until(kills):
-            arena.feed.pour(self._pace.burst)
-            self._kill(arena.workers, FORECASTING)
+        for backlog in self._until(kills):
+            self._kill(arena.workers, backlog, FORECASTING)
         arena.settle()
         self._tally.note(OWED, arena.forecast_differences(), f"{len(arena.traffic.items)} items")
         arena.end_workers()
