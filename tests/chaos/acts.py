@@ -51,7 +51,7 @@ def _others(faults: Faults) -> list[Callable[[], None]]:
 
 def _pace(events: int, kills: int) -> Pace:
     """So that most of the events are sent when all is over: about one burst a kill, and two for each other fault."""
-    return Pace(burst=events // (kills + 50), per_s=500)
+    return Pace(burst=events // (kills + 40), per_s=400)
 
 
 def crash_points_in_workers(tally: Tally, directory: Path, seed: int, *, points: int, kills: int) -> None:

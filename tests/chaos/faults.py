@@ -24,7 +24,7 @@ FLUSH, RESTORE = "Redis FLUSHALL", "Redis restored from an older snapshot"
 OWED = "forecasts owed, after kills"
 
 _MOMENT_S = 0.25  # a lane whose position moved within this time is at work
-_TRIES = 3  # turns for each kill wanted
+_TRIES, _LARGEST = 4, 8  # turns for each kill wanted; backlog of one, in those it begins with
 
 
 class Pace(NamedTuple):
@@ -50,43 +50,45 @@ class Faults:
 
     def kill_alone(self, kills: int) -> None:
         """The only worker, killed again and again at a seeded share of a backlog."""
-        for _ in self._until(kills):
-            self._arena.feed.pour(self._pace.burst)
-            self._kill(self._arena.workers)
+        for backlog in self._until(kills):
+            self._kill(self._arena.workers, backlog)
         self._settle_and_compare("after kills of the only worker")
 
     def kill_among_three(self, kills: int) -> None:
         """Two more join; one after the other of those that run is killed, while others begin in their places."""
         self._grow(3)
-        for _ in self._until(kills):
-            self._arena.feed.pour(self._pace.burst)
-            self._kill([self._random.choice(self._arena.wait_for_ready_ones())])
+        for backlog in self._until(kills):
+            self._kill([self._random.choice(self._arena.wait_for_ready_ones())], backlog)
         self._settle_and_compare("after kills among three workers")
         self._shrink()
 
     def kill_both(self, kills: int) -> None:
         """One more joins; both are killed at the same moment."""
         self._grow(2)
-        for _ in self._until(kills):
+        for backlog in self._until(kills):
             self._arena.wait_until_ready()
-            self._arena.feed.pour(self._pace.burst)
-            self._kill(self._arena.workers)
+            self._kill(self._arena.workers, backlog)
         self._settle_and_compare("after kills of both workers")
         self._shrink()
 
-    def _until(self, kills: int) -> Iterator[None]:
-        """Turns until so many more kills have met a batch in flight; now and then one comes too late for that."""
-        goal = self._tally.inflicted(KILL) + kills
+    def _until(self, kills: int) -> Iterator[int]:
+        """Turns, until so many more kills have met a batch in flight. Yields how many records to send for each: now and
+        then a kill comes too late, and on a busy machine the next backlogs are larger."""
+        goal, burst = self._tally.inflicted(KILL) + kills, self._pace.burst
         for _ in range(_TRIES * kills):
-            if self._tally.inflicted(KILL) >= goal:
+            before = self._tally.inflicted(KILL)
+            if before >= goal:
                 return
-            yield
+            yield burst
+            if self._tally.inflicted(KILL) == before:
+                burst = min(2 * burst, _LARGEST * self._pace.burst)
         raise ChaosError(f"{_TRIES * kills} turns brought less than {kills} kills with a batch in flight")
 
-    def _kill(self, victims: list[LocalWorker], settings: Mapping[str, int] | None = None) -> None:
-        """Kill at a moment of work, start others in their place, and compare while those begin."""
+    def _kill(self, victims: list[LocalWorker], backlog: int, settings: Mapping[str, int] | None = None) -> None:
+        """Send records, kill while they are counted, start others in place of the dead, compare while those begin."""
         arena, victims, of = self._arena, list(victims), len(self._arena.workers)
-        history, ends = self._wait_for_work(self._random.uniform(0.1, 0.8)), arena.oracle.ends()
+        arena.feed.pour(backlog)
+        history, ends = self._wait_for_work(self._share()), arena.oracle.ends()
         for victim in victims:
             victim.send_signal(signal.SIGKILL)
         killed_at = time.monotonic()
@@ -103,6 +105,10 @@ class Faults:
             if times:
                 self._tally.note(kind, found, f"{detail}, {arena.cells:,} cells", times=times)
                 found = []
+
+    def _share(self) -> float:
+        """Of a backlog, that is counted when a fault strikes; a look at the positions takes some of it, too."""
+        return self._random.uniform(0.05, 0.6)
 
     def _wait_for_work(self, share: float) -> list[tuple[float, dict[Place, int]]]:
         """Until that share of the backlog is counted; returns the positions seen meanwhile, with their times."""
@@ -137,7 +143,7 @@ class Faults:
         (worker,) = arena.workers
         with arena.feed.flowing(self._pace.per_s):
             arena.feed.pour(self._pace.burst)
-            self._wait_for_work(self._random.uniform(0.1, 0.8))
+            self._wait_for_work(self._share())
             arena.lost(worker)
             worker.stop()
             code = [] if worker.exit_code == 0 else [f"SIGTERM: exit code {worker.exit_code}"]
@@ -153,7 +159,7 @@ class Faults:
         arena.wait_until_ready()
         with arena.feed.flowing(self._pace.per_s):
             arena.feed.pour(self._pace.burst)
-            self._wait_for_work(self._random.uniform(0.1, 0.8))
+            self._wait_for_work(self._share())
             zombie = self._random.choice(arena.workers)
             zombie.send_signal(signal.SIGSTOP)
             at_stop = arena.oracle.ends()
@@ -203,7 +209,7 @@ class Faults:
         arena = self._arena
         with arena.feed.flowing(self._pace.per_s):
             arena.feed.pour(self._pace.burst)
-            self._wait_for_work(self._random.uniform(0.1, 0.8))
+            self._wait_for_work(self._share())
             arena.restart_redis(kill=kill)
             arena.feed.pour(self._pace.burst)
         self._settle_and_compare(REDIS_KILL if kill else RESTART, fault=True)
@@ -213,11 +219,12 @@ class Faults:
         arena = self._arena
         with arena.feed.flowing(self._pace.per_s):
             arena.feed.pour(self._pace.burst)
-            self._wait_for_work(self._random.uniform(0.1, 0.8))
+            self._wait_for_work(self._share())
             arena.empty_redis()
-            arena.feed.pour(self._pace.burst)
+            if not kill_meanwhile:
+                arena.feed.pour(self._pace.burst)
         if kill_meanwhile:
-            self._kill(arena.workers)
+            self._kill(arena.workers, self._pace.burst)
         self._settle_and_compare(FLUSH, fault=True)
 
     def save_redis(self) -> None:
@@ -232,11 +239,12 @@ class Faults:
         arena = self._arena
         with arena.feed.flowing(self._pace.per_s):
             arena.feed.pour(self._pace.burst)
-            self._wait_for_work(self._random.uniform(0.1, 0.8))
+            self._wait_for_work(self._share())
             arena.restore_redis(self._random.randrange(arena.saved))
-            arena.feed.pour(self._pace.burst)
+            if not kill_meanwhile:
+                arena.feed.pour(self._pace.burst)
         if kill_meanwhile:
-            self._kill(arena.workers)
+            self._kill(arena.workers, self._pace.burst)
         self._settle_and_compare(RESTORE, fault=True)
 
     def _settle_and_compare(self, what: str, *, fault: bool = False) -> None:
@@ -254,9 +262,8 @@ class Faults:
         arena = self._arena
         arena.end_workers()
         arena.launch(**FORECASTING)
-        for _ in self._until(kills):
-            arena.feed.pour(self._pace.burst)
-            self._kill(arena.workers, FORECASTING)
+        for backlog in self._until(kills):
+            self._kill(arena.workers, backlog, FORECASTING)
         arena.settle()
         self._tally.note(OWED, arena.forecast_differences(), f"{len(arena.traffic.items)} items")
         arena.end_workers()

@@ -112,4 +112,4 @@ def test_the_last_line_counts_kills_and_all_faults_and_all_differences() -> None
     tally.add(other.counts())
     *kinds, last = tally.summary()
     assert last == "3 kills, 4 faults, 2 differences"
-    assert [" ".join(kind.split()[-4:]) for kind in kinds] == ["1 of 1 survived", "2 of 3 survived"]
+    assert [" ".join(kind.split()[-4:]) for kind in kinds] == ["1 of 1 survived", "2 of 3 survived", "1 of 1 survived"]
