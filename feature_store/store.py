@@ -231,10 +231,12 @@ class FeatureStore:
             claim.items[item_id] = unpack_item(item_id, raw)
         for product_id, raw in (await self._hash(keys.products)).items():
             claim.products[product_id] = msgspec.json.decode(raw, type=ProductState)
+        names = {item_id: item_id for item_id in claim.items}  # one string for each item, however often it stands
         for freq in self._forecast_freqs:
-            claim.dirty[freq] = {item_id: int(mark) for item_id, mark in (await self._hash(keys.dirty(freq))).items()}
+            marks, forecasts = await self._hash(keys.dirty(freq)), await self._hash(keys.forecasts(freq))
+            claim.dirty[freq] = {names.get(item_id, item_id): int(mark) for item_id, mark in marks.items()}
             claim.heads[freq] = {
-                item_id: Heads(*unpack_head(raw)) for item_id, raw in (await self._hash(keys.forecasts(freq))).items()
+                names.get(item_id, item_id): Heads(*unpack_head(raw)) for item_id, raw in forecasts.items()
             }
 
     async def _hash(self, key: str) -> dict[str, bytes]:
