@@ -5,6 +5,7 @@ ShelfcastError
 ├── TopicError             a topic is missing or has the wrong shape: the process does not start
 ├── ModelError             the served model is not the one this worker was built for: the process does not start
 ├── TooManyRejectsError    most records can't be used: the worker stops before it has thrown a stream away
+├── MendError              a dead letter can't be changed as asked for: it is not sent, others are
 ├── ForecastUnavailableError   Triton did not answer in time: a baseline takes its place
 └── LocalStackError        a server of the local stack is missing, cannot start or died
 """
@@ -28,6 +29,10 @@ class ModelError(ShelfcastError):
 
 class TooManyRejectsError(ShelfcastError):
     """The share of rejected records passed its limit; names the reason seen most and the remedy."""
+
+
+class MendError(ShelfcastError):
+    """A dead letter can't be changed in the way asked for; says which other way there is."""
 
 
 class ForecastUnavailableError(ShelfcastError):
