@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from feature_store.events import COMPACTED
 from worker.dead_letters import DeadLetter, Place, dead_letter_topic, read_ledger
-from worker.errors import ShelfcastError, TopicError
-from worker.mending import Mended, MendError, mend, refuse_outdated
+from worker.errors import MendError, ShelfcastError, TopicError
+from worker.mending import Mended, mend, refuse_outdated
 from worker.retry import Outcome, Retry
 from worker.settings import Settings
 from worker.topic_reading import Span, StoredRecord, TopicReading

@@ -6,6 +6,7 @@ ShelfcastError
 ├── ModelError             the served model is not the one this worker was built for: the process does not start
 ├── TooManyRejectsError    most records can't be used: the worker stops before it has thrown a stream away
 ├── WatchdogError          the worker stands still with records to read: it ends, to be started anew
+├── MendError              a dead letter can't be changed as asked for: it is not sent, others are
 ├── ForecastUnavailableError   Triton did not answer in time: a baseline takes its place
 └── LocalStackError        a server of the local stack is missing, cannot start or died
 """
@@ -33,6 +34,10 @@ class TooManyRejectsError(ShelfcastError):
 
 class WatchdogError(ShelfcastError):
     """There is lag, no outage is known, and positions stand still; names the partition and what to look at."""
+
+
+class MendError(ShelfcastError):
+    """A dead letter can't be changed in the way asked for; says which other way there is."""
 
 
 class ForecastUnavailableError(ShelfcastError):

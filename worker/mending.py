@@ -11,14 +11,10 @@ import msgspec
 from feature_store.decoding import DecodeLimits, decode
 from feature_store.events import EVENT_CLASSES
 from worker.dead_letters import OURS, RETRY_OF, DeadLetter, Place
-from worker.errors import ShelfcastError
+from worker.errors import MendError
 from worker.topic_reading import Span, StoredRecord, TopicReading
 
 _NOT_AN_OBJECT = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-
-
-class MendError(ShelfcastError):
-    """A letter can't be changed in the way asked for; says which other way there is."""
 
 
 class Mended(NamedTuple):

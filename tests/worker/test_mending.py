@@ -9,7 +9,8 @@ import pytest
 
 from feature_store.decoding import DecodeLimits
 from worker.dead_letters import DeadLetter, Place
-from worker.mending import Mended, MendError, mend, parse_fields, whole_value, with_fields
+from worker.errors import MendError
+from worker.mending import Mended, mend, parse_fields, whole_value, with_fields
 from worker.topic_reading import StoredRecord
 
 LIMITS = DecodeLimits(currency="GBP", max_event_time_ms=2_000, max_message_bytes=200, partition_of=len)
