@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +27,8 @@ _DAY_MS = 86_400_000
 _MOST_SERIES = MAX_KEYS - 50
 
 
-class Lines(NamedTuple):
+@dataclass(frozen=True)
+class Lines:
     """Order lines, sorted by time."""
 
     time_zone: str
