@@ -180,12 +180,6 @@ async def measure_memory(lines: Lines, copied_items: int) -> dict[str, Any]:
     }
 
 
-def keys_of(client: Any, use: str, most: int) -> list[bytes]:
-    """Keys of a kind, at most so many, from all over."""
-    keys = sorted(client.keys(f"*:{use}*"))
-    return keys[:: len(keys) // most + 1]
-
-
 def copy_up(client: Any, items: int, wanted: int) -> int:
     """Copy all that stands of each item under other names until there are so many; returns how many there are."""
     sums = client.keys("*:sums:*")

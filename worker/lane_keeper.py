@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 _MOST_AT_ONCE = 20_000  # records of a topic in one step: the more, the more of them fall into the same sums
 _RECLAIM_PAUSE_S = 1.0
-_STALE_EPOCH = -1
 
 
 class Batch(Protocol):

@@ -42,6 +42,7 @@ from worker.local_stack import LocalRedis
 
 CALENDAR = ShopCalendar("Europe/London", {"honolulu": "Pacific/Honolulu"})
 KEPT = {"5m": 3, "1h": 4, "1d": 3}  # few, so that buckets leave the retention all the time
+AROUND = {"5m": 2_000, "1h": 200, "1d": 10}  # buckets before and after noon in which all events of these tests lie
 OUT_OF_ORDERNESS_MS, MAX_FUTURE_MS = 5_000, 600_000
 PRODUCTS, LOCATIONS = ("mug", "tea pot"), ("", "honolulu")
 SERIES = {item_id_of(product, location): (product, location) for product in PRODUCTS for location in LOCATIONS}
@@ -111,7 +112,11 @@ class Shop:
     async def features(self) -> dict[str, Sums]:
         """All that stands in Redis, by frequency."""
         claim = self.lane.claim
-        found = {freq: await cells(self._store, claim, freq, list(SERIES)) for freq in STORED_FREQS}
+        found = {}
+        for freq in STORED_FREQS:
+            noon = naive_bucket(freq, NOON_MS, "UTC")
+            around = noon - AROUND[freq], noon + AROUND[freq]
+            found[freq] = await cells(self._store, claim, freq, list(SERIES), *around)
         return {
             freq: {
                 (*SERIES[name], bucket): tuple(sums)
