@@ -102,15 +102,20 @@ def summary_panel(summary: Mapping[str, Any]) -> Panel:
         ("rejected", f"{summary['rejects']:,}", "records that went to a dead-letter topic"),
         ("latency, median", f"{latency['p50']:,.0f} ms", "from sending an order to the forecast that has seen it"),
         ("latency, 99 %", f"{latency['p99']:,.0f} ms", "orders come in bursts of two shop hours"),
-        ("WAPE", f"{summary['wape']:.3f}", "of the median, one day ahead, against what then sold (0 = perfect)"),
+        ("WAPE", _figure(summary["wape"], ".3f"), "of the median, one day ahead, against what then sold (0 = perfect)"),
         (
             "seasonal naive",
-            f"{summary['seasonal_naive_wape']:.3f}",
+            _figure(summary["seasonal_naive_wape"], ".3f"),
             "WAPE of last week's same day, the same items and days",
         ),
-        ("80 % band", f"{summary['coverage_80']:.0%}", "of days that sold within the 10 % to 90 % quantiles"),
+        ("80 % band", _figure(summary["coverage_80"], ".0%"), "of days that sold within the 10 % to 90 % quantiles"),
         ("wall time", f"{summary['wall_s']:.0f} s", f"for {summary['days']} days of the shop"),
     ]
     for row in rows:
         table.add_row(*row)
     return Panel(table, title="shelfcast demo", title_align="left", expand=False)
+
+
+def _figure(value: float | None, form: str) -> str:
+    """A dash where the demo was too short for a forecast day to end."""
+    return "–" if value is None else format(value, form)
