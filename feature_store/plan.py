@@ -73,9 +73,9 @@ def watermarks(events: EventBatch, watermark_ms: int | None, *, newest_ms: int, 
     """The watermark that stood as each event arrived: int64 (event,), 0 = none yet.
 
     It is the one before the batch, moved on by the events of the batch that came earlier, none of which counts as newer
-    than `newest_ms`. So how a topic is cut into batches does not decide which of its events are late. Only a lane's very
-    first batch is its own clock: otherwise an event that is years late would count whenever it came first, as it may
-    when Redis was emptied and all is read again.
+    than `newest_ms`. So how a topic is cut into batches does not decide which of its events are late. Only a lane's
+    very first batch is its own clock: otherwise an event that is years late would count whenever it came first, as it
+    may when Redis was emptied and all is read again.
     """
     seen = np.maximum.accumulate(np.minimum(events.event_time_ms, newest_ms)) - out_of_orderness_ms
     if watermark_ms is None:
