@@ -147,7 +147,7 @@ class Found(NamedTuple):
     """What stands under an item: the partition's meta, and by frequency its sums (bucket, values) and last forecast."""
 
     meta: dict[str, str]
-    item: Item
+    item: Item | None  # None: a series that has had no orders, only clicks or reviews
     sums: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]
     forecasts: dict[str, ForecastSummary | None]
 
@@ -358,16 +358,17 @@ class FeatureStore:
         _raise_if_not_owner(reply[0], claim)
 
     async def look_up(self, partition: int, product_id: str, location_id: str) -> Found | None:
-        """What stands under an item, without claiming its partition; None when it has had no orders."""
+        """What stands under an item or a series, without claiming its partition; None when nothing does."""
         redis = self._calls.redis
         meta = _text_map(flat(await redis.hgetall(Keys(self._namespace, partition).meta)))
         keys = Keys(self._namespace, partition, meta.get("incarnation", ""))
         item_id = item_id_of(product_id, location_id)
         raw = await redis.hget(keys.items, item_id)
-        if raw is None:
+        chunks = flat(await redis.hgetall(keys.sums(item_id)))
+        if raw is None and not chunks:
             return None
-        sums = unpack_hash(flat(await redis.hgetall(keys.sums(item_id))))
-        found = Found(meta, unpack_item(item_id, raw), {freq: rows[1:] for freq, rows in sums.items()}, {})
+        sums = {freq: rows[1:] for freq, rows in unpack_hash(chunks).items()}
+        found = Found(meta, None if raw is None else unpack_item(item_id, raw), sums, {})
         for freq in self._forecast_freqs:
             summary = await redis.hget(keys.forecasts(freq), item_id)
             found.forecasts[freq] = unpack_summary(summary) if summary else None

@@ -49,7 +49,7 @@ async def show(settings: Settings, product_id: str, location_id: str, last: int,
         raise ShelfcastError(f"Redis does not answer ({error}): check SHELFCAST_REDIS_URL") from error
     finally:
         await store.close()
-    if found is None:
+    if found is None or found.item is None:
         return False
     zone = settings.shop_calendar().zone(location_id)
     when = _clock(zone)
