@@ -26,6 +26,7 @@ from mode import Service
 from feature_store.outage import Outage
 from feature_store.plan import Retention
 from feature_store.store import FeatureStore, StoreClosedError
+from forecaster.contract import ROWS_PER_PASS
 from forecaster.inputs import ModelInputs
 from worker import metrics
 from worker.aside import Message
@@ -55,6 +56,7 @@ _RESEND_PAUSE_S = 0.5
 _DRAIN_S = 20.0
 _COLLECT_EVERY = 200_000  # objects
 _SEEK_S = 5.0
+_ROUNDS_AT_ONCE = 2  # of each freq: while the model works on one, the other is read, written and sent
 
 
 class Worker(Service):  # type: ignore[misc]
@@ -118,7 +120,8 @@ class Worker(Service):  # type: ignore[misc]
         self._watchdog.start()
         self._connected = True
         if not self._replaying:
-            self._forecasting.append(asyncio.create_task(self._forecast_forever()))
+            for freq in settings.forecast_freqs * _ROUNDS_AT_ONCE:
+                self._forecasting.append(asyncio.create_task(self._forecast_forever(freq)))
 
     def _new_watchdog(self) -> Watchdog:
         loop = asyncio.get_running_loop()
@@ -209,7 +212,7 @@ class Worker(Service):  # type: ignore[misc]
 
     # -- forecasts ------------------------------------------------------------------------------------------------
 
-    async def _forecast_forever(self) -> None:
+    async def _forecast_forever(self, freq: str) -> None:
         """Live: each interval the touched items, and as many stale ones as the pace allows."""
         interval_s = self._settings.forecast_interval_ms / 1000
         loop = asyncio.get_running_loop()
@@ -218,11 +221,11 @@ class Worker(Service):  # type: ignore[misc]
                 started = loop.time()
                 lanes = [lane for lane in self._lanes.lanes.values() if not lane.closed]
                 await self._client.probe()
-                sent = await self._scheduler.run_due(lanes)
+                sent = await self._scheduler.run_freq(freq, lanes)
                 for lane in lanes:
                     if lane.closed:
                         self._lanes.lose(lane, "fenced")
-                if sent < self._settings.forecast_batch_size:  # else more is waiting
+                if sent < ROWS_PER_PASS:  # else more is waiting
                     await self.sleep(max(interval_s - (loop.time() - started), 0.001))  # ends early when stopping
         except StoreClosedError:
             return

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import msgspec
 import numpy as np
@@ -43,6 +44,7 @@ class GapError(Exception):
 
     def __init__(self, topic: str, position: int) -> None:
         super().__init__(f"{topic} does not go on at offset {position}")
+        self.topic = topic
         self.position = position
 
 
@@ -81,25 +83,34 @@ class Lane(LaneState):
         self._held = HeldRecords(rules.sources)
         self._reject_watch = RejectWatch(rules.max_reject_share, rules.reject_window)
 
-    async def handle(self, records: Records) -> None:
-        """Take one topic's records in. Live: returns when they are in the features. Replay: they wait for a tick."""
+    async def handle(self, *topics: Records) -> None:
+        """Take records in, one topic's each. Live: returns when they are in the features. Replay: they wait for a tick.
+
+        Raises:
+            GapError: the reader has left records of a topic out; nothing was applied.
+        """
         started = time.perf_counter()
         if self._rules.clock_topic:
-            if records.topic == self._rules.clock_topic:
-                async with self._lock:
-                    for offset, value in zip(records.offsets, records.values, strict=True):
-                        self._raise_if_closed()
-                        await self._tick(offset, value)
-            else:
-                position = self._held.next_offset(records.topic) or self.claim.positions.get(records.topic, 0)
-                await self._held.hold(self._not_yet_seen(records, position))
+            for records in topics:
+                await self._hold(records)
             return
         async with self._lock:
             self._raise_if_closed()
-            fresh = self._not_yet_seen(records, self.claim.positions.get(records.topic, 0))
-            for step in _steps(fresh):
-                await self._apply([step], self._rules.now_ms())
+            positions = self.claim.positions
+            fresh = [self._not_yet_seen(records, positions.get(records.topic, 0)) for records in topics]
+            for step in _steps([records for records in fresh if len(records)]):
+                await self._apply(step, self._rules.now_ms())
         metrics.BATCH_SECONDS.observe(time.perf_counter() - started)
+
+    async def _hold(self, records: Records) -> None:
+        if records.topic == self._rules.clock_topic:
+            async with self._lock:
+                for offset, value in zip(records.offsets, records.values, strict=True):
+                    self._raise_if_closed()
+                    await self._tick(offset, value)
+        else:
+            position = self._held.next_offset(records.topic) or self.claim.positions.get(records.topic, 0)
+            await self._held.hold(self._not_yet_seen(records, position))
 
     def close(self) -> None:
         """Let whoever waits inside the lane go. What is under way in Redis ends by itself; a new owner fences it."""
@@ -307,18 +318,18 @@ def _rejected(part: _Part, why: str) -> _Part:
     return dataclasses.replace(part, decoded=decoded)
 
 
-def _steps(records: Records) -> Iterator[Records]:
+def _steps(topics: Sequence[Records]) -> Iterator[list[Records]]:
     """Cut records, before they are decoded, where one script could not touch the keys of all their products: a step
     that is found too large afterwards is decoded twice."""
-    if not len(records):
+    if len(set(chain.from_iterable(records.keys for records in topics))) <= _MOST_SERIES:
+        if topics:
+            yield list(topics)
         return
-    if len(set(records.keys)) <= _MOST_SERIES:
-        yield records
-        return
-    start, products = 0, set[bytes | None]()
-    for row, key in enumerate(records.keys):
-        if key not in products and len(products) == _MOST_SERIES:
-            yield records.part(start, row)
-            start, products = row, set()
-        products.add(key)
-    yield records.part(start, len(records))
+    for records in topics:
+        start, products = 0, set[bytes | None]()
+        for row, key in enumerate(records.keys):
+            if key not in products and len(products) == _MOST_SERIES:
+                yield [records.part(start, row)]
+                start, products = row, set()
+            products.add(key)
+        yield [records.part(start, len(records))]

@@ -21,7 +21,9 @@ from worker.records import Records, join
 
 logger = logging.getLogger(__name__)
 
-_MOST_AT_ONCE = 20_000  # records of a topic in one step: the more, the more of them fall into the same sums
+_MOST_AT_ONCE = 20_000  # records in one step: the more, the more of them fall into the same sums
+_FEW = 1_000  # records that are worth waiting a moment for others to join them: a step costs as much as many of these
+_JOIN_S = 0.003
 _RECLAIM_PAUSE_S = 1.0
 
 
@@ -63,6 +65,9 @@ class LaneKeeper:
     ) -> None:
         self._store, self._reader, self._rules = store, reader, rules
         self._topics, self._on_tick, self._crash = tuple(topics), on_tick, crash
+        self._groups = [(topic,) for topic in topics] if rules.clock_topic else [tuple(topics)]
+        # Live, a lane's topics share a queue, so that what comes together is one step; a replay's tick takes from each
+        # topic what it names, so each waits by itself.
         self._queues: dict[tuple[str, int], asyncio.Queue[Batch | None]] = {}
         self._tasks: dict[int, list[asyncio.Task[None]]] = {}
         self._retries: dict[tuple[int, int], asyncio.Task[None]] = {}  # by partition and assignment
@@ -123,16 +128,18 @@ class LaneKeeper:
                 return
             metrics.CLAIMS.labels(reason).inc()
             lane = Lane(self._store, claim, self._rules, on_tick=self._on_tick)
-            for topic in self._topics:  # 3
-                self._queues[topic, partition] = asyncio.Queue()
-                await self._reader.seek_to(topic, partition, claim.positions.get(topic))
+            for group in self._groups:  # 3
+                queue: asyncio.Queue[Batch | None] = asyncio.Queue()
+                self._queues.update({(topic, partition): queue for topic in group})
+                for topic in group:
+                    await self._reader.seek_to(topic, partition, claim.positions.get(topic))
             if assignment != self._assignment:
                 self._let_go(partition)
                 return
             self.lanes[partition] = lane
             metrics.LANES.set(len(self.lanes))
             logger.info("partition %d: %s, reading on from %s", partition, reason, claim.positions or "the start")
-            self._tasks[partition] = [asyncio.create_task(self._run(lane, topic)) for topic in self._topics]
+            self._tasks[partition] = [asyncio.create_task(self._run(lane, group)) for group in self._groups]
 
     def _take_later(self, partition: int, reason: str, assignment: int) -> None:
         async def retry() -> None:
@@ -148,41 +155,50 @@ class LaneKeeper:
         if (partition, assignment) not in self._retries:
             self._retries[partition, assignment] = asyncio.create_task(retry())
 
-    async def _run(self, lane: Lane, topic: str) -> None:
-        """Hand one topic's batches to the lane until it ends. Nothing leaves with a batch in hand: a batch is either
+    async def _run(self, lane: Lane, topics: Sequence[str]) -> None:
+        """Hand batches of some topics to the lane until it ends. Nothing leaves with a batch in hand: a batch is either
         applied, or read again from the stored position by the lane's next owner."""
-        queue = self._queues[topic, lane.partition]
+        queue = self._queues[topics[0], lane.partition]
         try:
             while not lane.closed:
-                batches = await self._next_batches(queue, topic, lane.partition)
-                if not batches:
-                    continue
-                try:
-                    await lane.handle(join([batch.records for batch in batches]))
-                except GapError as gap:
-                    await self._reader.seek_to(topic, lane.partition, gap.position)
-                    continue
-                for batch in batches:
-                    self._reader.taken(batch)
-                self._reader.applied(topic, lane.partition, lane.claim.positions.get(topic, 0))
+                await self._hand_over(lane, await self._next_batches(queue))
         except (FencedError, BehindError) as error:
             logger.warning("%s: the lane ends and is claimed anew", error)
             self.lose(lane, "fenced" if isinstance(error, FencedError) else "behind")
         except (ClosedError, StoreClosedError):
             return
         except Exception as error:
-            # Anything else is a bug or a refusal: the process ends loudly, with the batch unapplied.
-            logger.error("%s partition %d: %s", topic, lane.partition, error)
+            # Anything else is a bug or a refusal: the process ends loudly, with the batches unapplied.
+            logger.error("%s partition %d: %s", ", ".join(topics), lane.partition, error)
             await self._crash(error)
 
-    async def _next_batches(self, queue: asyncio.Queue[Batch | None], topic: str, partition: int) -> list[Batch]:
+    async def _hand_over(self, lane: Lane, batches: Sequence[Batch]) -> None:
+        by_topic: dict[str, list[Batch]] = {}
+        for batch in batches:
+            by_topic.setdefault(batch.topic, []).append(batch)
+        while by_topic:
+            try:
+                await lane.handle(*(join([batch.records for batch in own]) for own in by_topic.values()))
+            except GapError as gap:
+                del by_topic[gap.topic]
+                await self._reader.seek_to(gap.topic, lane.partition, gap.position)
+                continue
+            for topic, own in by_topic.items():
+                for batch in own:
+                    self._reader.taken(batch)
+                self._reader.applied(topic, lane.partition, lane.claim.positions.get(topic, 0))
+            return
+
+    async def _next_batches(self, queue: asyncio.Queue[Batch | None]) -> list[Batch]:
         """Wait for a batch, and take those behind it along. Stale ones are dropped: a seek has overtaken them."""
         found, count = [await queue.get()], 0
+        count += _size(found[0])
+        if queue.empty() and count < _FEW:
+            await asyncio.sleep(_JOIN_S)
         while not queue.empty() and count < _MOST_AT_ONCE:
             found.append(queue.get_nowait())
-            count = sum(len(batch.records) for batch in found if batch is not None)
-        epoch = self._reader.epoch(topic, partition)
-        return [batch for batch in found if batch is not None and batch.epoch == epoch]
+            count += _size(found[-1])
+        return [b for b in found if b is not None and b.epoch == self._reader.epoch(b.topic, b.partition)]
 
     def lose(self, lane: Lane, reason: str) -> None:
         """End a lane that Redis no longer knows as the owner, and claim its partition anew."""
@@ -212,3 +228,7 @@ class LaneKeeper:
             queue = self._queues.pop((topic, partition), None)
             if queue is not None:
                 queue.put_nowait(None)
+
+
+def _size(batch: Batch | None) -> int:
+    return 0 if batch is None else len(batch.records)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ _MOST_AT_ONCE = 20_000  # records: what one call takes from librdkafka's queue
 # a replay's tick may wait for just that.
 _MOST_AHEAD_EACH, _MOST_AHEAD = 16 << 20, 64 << 20
 _RECORD_BYTES = 300  # what a record takes beside its value
+_GATHER_S = 0.03  # between two hand-overs: what each costs further on is much the same for one record and for hundreds
 _POLL_S = 0.05  # how long a command (assign, release) may have to wait on an idle topic
 _WATERMARKS_S = 10.0
 _BEHIND_LOG = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
@@ -122,14 +124,18 @@ class RecordFetcher:
     # -- in the thread ----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        passed_on_s = 0.0
         try:
             while not self._stopping.is_set():
                 while self._commands:
                     self._commands.popleft()()
                 first = self._consumer.poll(_POLL_S)
                 if first is not None:
-                    # With a time to wait, `consume` would sit it out unless it gets all it asks for.
-                    self._pass_on([first, *self._consumer.consume(_MOST_AT_ONCE - 1, timeout=0)])
+                    # `consume` sits its timeout out unless it gets all it asks for, which is what gathers records here.
+                    gather_s = max(passed_on_s + _GATHER_S - time.monotonic(), 0)
+                    messages = [first, *self._consumer.consume(_MOST_AT_ONCE - 1, timeout=gather_s)]
+                    passed_on_s = time.monotonic()
+                    self._pass_on(messages)
         except Exception as error:
             self._on_error(error)
 

@@ -15,6 +15,7 @@ class RejectWatch:
     def __init__(self, max_share: float, window: int) -> None:
         self._max_share, self._window = max_share, window
         self._batches: deque[tuple[int, Counter[str]]] = deque()  # records, and rejects by reason
+        self._seen, self._refused = 0, Counter[str]()  # sums of the batches
 
     def note(self, where: str, records: int, reasons: Sequence[str]) -> None:
         """Count a batch of records of which some were rejected.
@@ -23,12 +24,14 @@ class RejectWatch:
             TooManyRejectsError: the share of rejects has passed its limit. `where` names the topic in its message.
         """
         self._batches.append((records, Counter(reasons)))
-        while sum(n for n, _ in self._batches) - self._batches[0][0] >= self._window:
-            self._batches.popleft()
-        seen = sum(n for n, _ in self._batches)
-        refused: Counter[str] = sum((reasons for _, reasons in self._batches), Counter())
-        if seen >= self._window and refused.total() > self._max_share * seen:
-            raise TooManyRejectsError(_message(where, refused, seen))
+        self._seen += records
+        self._refused.update(reasons)
+        while self._seen - self._batches[0][0] >= self._window:
+            gone, no_longer = self._batches.popleft()
+            self._seen -= gone
+            self._refused.subtract(no_longer)
+        if self._seen >= self._window and self._refused.total() > self._max_share * self._seen:
+            raise TooManyRejectsError(_message(where, self._refused, self._seen))
 
 
 def _message(where: str, refused: Counter[str], seen: int) -> str:

@@ -11,7 +11,7 @@ import itertools
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise, zip_longest
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -25,7 +25,7 @@ from feature_store.items import Item, ProductState
 from feature_store.layout import ForecastSummary
 from feature_store.store import BehindError, FencedError
 from forecaster.baselines import empirical_forecast
-from forecaster.contract import QUANTILE_LEVELS
+from forecaster.contract import QUANTILE_LEVELS, ROWS_PER_PASS
 from forecaster.inputs import ModelInputs, ModelOutputs, Subject, build_inputs, running_buckets
 from worker import metrics
 from worker.errors import ForecastUnavailableError
@@ -133,28 +133,49 @@ class Scheduler:
     def __init__(self, rules: ForecastRules) -> None:
         self._rules = rules
         self._degraded: dict[tuple[str, str], Lane] = {}  # (freq, item_id): owed again once the model is back
+        self._in_flight: set[tuple[str, str]] = set()  # (freq, item_id): two rounds at once must not send one item
         self._turns = itertools.count()
         self._refresh_allowance = 0.0
         self._refresh_since = 0.0
 
     async def run_due(self, lanes: Sequence[Lane]) -> int:
-        """One round over all lanes: for each frequency, side by side, one batch of touched items, filled up with stale
-        ones as far as the pace allows. Returns how many forecasts were sent; 0 = nothing is owed now."""
-        return sum(await asyncio.gather(*(self._run_due(freq, lanes) for freq in self._rules.freqs)))
+        """One round over all lanes for each frequency, side by side. Returns how many forecasts were sent; 0 = nothing
+        is owed now."""
+        return sum(await asyncio.gather(*(self.run_freq(freq, lanes) for freq in self._rules.freqs)))
 
-    async def _run_due(self, freq: str, lanes: Sequence[Lane]) -> int:
+    async def run_freq(self, freq: str, lanes: Sequence[Lane]) -> int:
+        """One round of one frequency: a batch of touched items, filled up with stale ones as far as the pace allows.
+        Rounds may overlap: each leaves alone what another has in hand. Returns how many forecasts were sent."""
         metrics.OWED.labels(freq).set(sum(lane.owed(freq) for lane in lanes))
-        batch: list[tuple[Lane, str]] = []
-        turn = next(self._turns) % max(len(lanes), 1)
-        for lane in [*lanes[turn:], *lanes[:turn]]:  # in turn, so that one that always has plenty starves no other
-            batch += [(lane, item_id) for item_id in lane.touched(freq, self._rules.batch_size - len(batch))]
-        room = min(self._rules.batch_size - len(batch), self._allowance())
+        batch = self._choose(freq, lanes)
+        in_hand = {(freq, item_id) for _, item_id in batch}
+        self._in_flight |= in_hand
+        try:
+            return await self.forecast_batch(freq, batch) if batch else 0
+        finally:
+            self._in_flight -= in_hand
+
+    def _choose(self, freq: str, lanes: Sequence[Lane]) -> list[tuple[Lane, str]]:
+        most, turn = self._rules.batch_size, next(self._turns) % max(len(lanes), 1)
+        # The lanes take turns, so that one that always has plenty starves no other.
+        waiting = zip_longest(*(self._waiting(freq, lane, most) for lane in [*lanes[turn:], *lanes[:turn]]))
+        batch = [pair for row in waiting for pair in row if pair is not None][:most]
+        if len(batch) > ROWS_PER_PASS:  # a pass costs the same when it is not full: the rest waits for the next round
+            return batch[: len(batch) // ROWS_PER_PASS * ROWS_PER_PASS]
+        room = min(most - len(batch), self._allowance())
         if room > 0:
-            chosen = {item_id for _, item_id in batch}
-            refresh = [pair for pair in self._refreshes(freq, lanes) if pair[1] not in chosen][:room]
+            chosen = self._in_flight | {(freq, item_id) for _, item_id in batch}
+            refresh = list(
+                islice((pair for pair in self._refreshes(freq, lanes) if (freq, pair[1]) not in chosen), room)
+            )
             self._refresh_allowance -= len(refresh)
             batch += refresh
-        return await self.forecast_batch(freq, batch) if batch else 0
+        return batch
+
+    def _waiting(self, freq: str, lane: Lane, most: int) -> list[tuple[Lane, str]]:
+        """A lane's touched items that no other round has in hand, oldest mark first."""
+        touched = lane.touched(freq, most + len(self._in_flight))
+        return [(lane, item_id) for item_id in touched if (freq, item_id) not in self._in_flight][:most]
 
     async def drain(self, lane: Lane) -> None:
         """Make every forecast that a lane owes, touched items first. A replay calls this at each tick."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import datetime as dt
 from collections.abc import Sequence
@@ -104,6 +105,13 @@ async def test_touched_items_are_forecast_once_however_often_they_were_touched(s
     assert await shop.scheduler.run_due([lane]) == 2
     assert {(f.item_id, f.observed) for f in shop.forecasts()} == {("mug", 2), ("jug", 1)}
     assert await shop.scheduler.run_due([lane]) == 0
+
+
+async def test_rounds_that_overlap_leave_each_others_items_alone(shop: Shop) -> None:
+    lane = await shop.lane()
+    await lane.handle(shop.orders(0, *(f"p{n}" for n in range(6))))
+    assert sorted(await asyncio.gather(*(shop.scheduler.run_due([lane]) for _ in range(3)))) == [0, 2, 4]
+    assert sorted((f.item_id, f.revision) for f in shop.forecasts()) == [(f"p{n}", 1) for n in range(6)]
 
 
 async def test_every_live_item_is_forecast_anew_when_its_day_has_closed(shop: Shop) -> None:
