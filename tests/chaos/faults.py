@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from tests.chaos import seams
-from tests.chaos.arena import FORECASTING, Arena, ChaosError
+from tests.chaos.arena import FORECASTING, PATIENCE_S, Arena, ChaosError
 from tests.chaos.oracle import Place
 from tests.chaos.tally import CRASH_POINT_WORKER, KILL, Tally
 from worker.local_worker import LocalWorker
@@ -279,7 +279,10 @@ class Faults:
         arena.feed.pour(self._pace.burst)
         worker, point = self._launch_doomed(next(wanted))
         for n in range(points):
+            deadline = time.monotonic() + PATIENCE_S
             while worker.is_running:
+                if time.monotonic() > deadline:
+                    raise ChaosError(f"a worker that was to end {point} went on for {PATIENCE_S:.0f} s")
                 if not arena.lag():
                     arena.feed.pour(self._pace.burst // 4)
                 time.sleep(0.01)

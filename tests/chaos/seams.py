@@ -70,7 +70,7 @@ class Trap:
         if self._point is None or seam != self._point.seam:
             return False
         self._passages += 1
-        here = self._passages == self._point.passage
+        here = self._passages >= self._point.passage  # one whose step is refused has no end; the next one's will do
         if here and (self._point.moment == "before" or (self._point.moment == "during" and not waits)):
             self._end()
         if here and self._point.moment == "during":  # somewhere between the request's first byte and the reply
