@@ -203,6 +203,8 @@ class Worker(Service):  # type: ignore[misc]
         except StoreClosedError:
             return
         except Exception as error:
+            if self._app.should_stop:  # the consumer ends before the lanes do; the next owner begins them
+                return
             logger.error("beginning lanes: %s", error)
             await self._app.crash(error)
 

@@ -224,6 +224,8 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         wanted = {TP(*tp): offset for tp, offset in offsets.items()}
         if not wanted.keys() <= {TP(a.topic, a.partition) for a in self.assignment()}:
             return False  # a rebalance has begun; Faust would leave these out, and commit the rest
+        if self.transport.app.should_stop:
+            return False  # the thread that would do it may have ended already
         return bool(await self._commit(wanted))
 
     def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterable[TP]:

@@ -24,7 +24,7 @@ FLUSH, RESTORE = "Redis FLUSHALL", "Redis restored from an older snapshot"
 OWED = "forecasts owed, after kills"
 
 _MOMENT_S = 0.25  # a lane whose position moved within this time is at work
-_TRIES, _LARGEST = 4, 8  # turns for each kill wanted; backlog of one, in those it begins with
+_TRIES, _LARGEST = 8, 16  # turns for each kill wanted; backlog of one, in those it begins with
 
 
 class Pace(NamedTuple):

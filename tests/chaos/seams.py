@@ -34,7 +34,7 @@ SEAMS = ("claim", "fetch", "dead letter", "script", "ack", "forecast sent", "for
 MOMENTS = ("before", "during", "after")
 # Every place where a process can be ended. Only what asks a server lasts long enough to be ended meanwhile.
 PLACES = tuple((s, m) for s in SEAMS for m in MOMENTS if m != "during" or s not in ("fetch", "ack"))
-_MOST_PASSAGES = {"claim": 2, "dead letter": 2, "forecast sent": 4, "forecast stored": 4}
+_MOST_PASSAGES = {"claim": 2, "dead letter": 2, "script": 4, "forecast sent": 4, "forecast stored": 4}
 _UNDER_WAY_S = 0.003  # "during" ends the process within this time of the step's beginning
 
 Send = Callable[[str, int, Sequence[Message]], Awaitable[None]]
