@@ -13,7 +13,7 @@ import click
 from benchmarks.report import machine
 
 NAMES = ("forecast", "latency", "ingest")  # run when none is named
-NEED_DATA = ("store",)  # of files that are not in this repository
+NEED_DATA = ("replay", "store")  # of files that are not in this repository
 _RESULTS = Path(__file__).parent / "results"
 
 

@@ -6,6 +6,10 @@
 -- KEYS[4..]  {ns:p}:INC:dirty:FREQ             written, a.dirty_freqs keys
 -- KEYS[..]   {ns:p}:INC:ids:SOURCE:GENERATION  read, written or dropped, a.ids_keys keys
 -- KEYS[..]   {ns:p}:INC:sums:SERIES            read and written, one for each entry of a.counts
+-- KEYS[..]   {ns:p}:INC:changed                written, when ARGV[2] says that it is given: while the partition is
+--                                              being copied (copy.lua), names of what was written: s and the series'
+--                                              key, i and the item, p and the product, d and the item marked, e, key
+--                                              of the ids, space, id
 -- ARGV[1]    MessagePack: owner, incarnation, positions {{topic, expected or -1, next}}, newest {{source, ms}},
 --            items and products {field, value, …}, dirty {item_id}, dirty_freqs (count)
 --            counts {fields of each series}, fields {chunk}, rows {text to add}, large {position in fields}: chunks.py
@@ -15,7 +19,9 @@
 --            ids {{source, {ids}, {keys to look into}, key to write or 0}}, ids_kept {source, text, …}, ids_gone {key}
 --            (keys are counted from the first of the ids_keys)
 -- Returns    {'OK', sequence} | {'APPLIED', sequence}: this very batch was applied before, its reply was lost
---            {'FENCED'}: another owner | {'BEHIND'}: meta lost, or a position that is not the expected one
+--            and a third value, 1, when the partition is being copied
+--            {'HELD'}: try again in a moment | {'COPIED'}: try again, with the last key | {'FENCED'}: another owner
+--            {'BEHIND'}: meta lost, or a position that is not the expected one
 --            {'DUPLICATES', source, {id, …}, …}: counted before | {'OVERFLOW', key}: a sum would no longer be exact
 -- Lua does not roll back: everything is read and checked before the first write.
 local a = cmsgpack.unpack(ARGV[1])
@@ -26,9 +32,17 @@ local concat, min = table.concat, math.min
 local PART = 1000 -- how many values one command is given: unpack() has its limit
 
 local meta = KEYS[1]
-local stored = call('HMGET', meta, 'owner', 'incarnation', 'sequence')
+local stored = call('HMGET', meta, 'owner', 'incarnation', 'sequence', 'copy_until', 'held_until')
 if not stored[1] or stored[2] ~= a.incarnation then return {'BEHIND'} end
 if stored[1] ~= a.owner then return {'FENCED'} end
+local is_copied = false
+if stored[4] then
+  local time = call('TIME')
+  local now = time[1] * 1000 + time[2] / 1000
+  if tonumber(stored[5] or '0') > now then return {'HELD'} end
+  is_copied = tonumber(stored[4]) > now
+  if is_copied and ARGV[2] ~= '1' then return {'COPIED'} end
+end
 
 local as_expected, as_next = true, true
 for _, p in ipairs(a.positions) do
@@ -228,4 +242,19 @@ for i = 1, #a.ids_kept, 2 do
   about[#about + 1] = a.ids_kept[i + 1]
 end
 write('HSET', meta, about)
-return {'OK', sequence}
+if not is_copied then return {'OK', sequence} end
+
+local changed = {}
+local function note(letter, names, step)
+  for i = 1, #names, step do changed[#changed + 1] = letter .. names[i] end
+end
+for i = 1, #writes do changed[i] = 's' .. KEYS[first_sums + i] end
+note('i', a.items, 2)
+note('p', a.products, 2)
+note('d', a.dirty, 1)
+for _, entry in ipairs(a.ids) do
+  if entry[4] > 0 then note('e' .. KEYS[first_ids + entry[4]] .. ' ', entry[2], 1) end
+end
+write('SADD', KEYS[#KEYS], changed)
+call('PEXPIREAT', KEYS[#KEYS], stored[4])
+return {'OK', sequence, 1}

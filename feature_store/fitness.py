@@ -11,6 +11,7 @@ from feature_store.redis_calls import ResponseError
 
 logger = logging.getLogger(__name__)
 
+RUNNING = " running"  # behind the digest of a table of which not all rows are in the features yet
 CLUSTER_NODE = "This Redis is a node of a cluster: set redis_cluster to true."
 
 
@@ -41,14 +42,23 @@ async def _findings(name: str, server: Any, in_cluster: bool) -> list[str]:
     return findings
 
 
-def partition_findings(partition: int, meta: Mapping[str, str], partition_count: int) -> list[str]:
-    """What makes a partition's `meta` one that must not be added to."""
+def partition_findings(
+    partition: int, meta: Mapping[str, str], partition_count: int, *, may_be_filled: bool = False
+) -> list[str]:
+    """What makes a partition's `meta` one that must not be added to; `may_be_filled`: from a table, just now."""
     if not meta:
         return []
     if int(meta["layout"]) != LAYOUT_VERSION:
         return [layout_refusal(partition, meta["layout"])]
     if int(meta["partition_count"]) != partition_count:
         return [partitions_refusal(partition, meta["partition_count"], partition_count)]
+    filled = [name for name, text in meta.items() if name.startswith("backfill:") and text.endswith(RUNNING)]
+    if filled and not may_be_filled:
+        sources = ", ".join(name.removeprefix("backfill:") for name in filled)
+        return [
+            f"partition {partition} is being filled from a table of {sources}: let `shelfcast backfill` end; if it was "
+            "killed, run it again with the same tables."
+        ]
     return []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,9 @@ KNOWN_CHANNELS: tuple[str, ...] = (
 )
 
 
+_CASES_KEPT = 256  # of up to 15 kB
+
+
 class Span(NamedTuple):
     """Which buckets of one item are asked for: `length` buckets from `first_bucket` on, in `time_zone`."""
 
@@ -41,20 +45,25 @@ def known_channels(
     two overlap and disagree the later one in the list wins.
     """
     out = np.empty((len(spans), length, len(KNOWN_CHANNELS)), dtype=np.float32)
-    # Many items share the whole shop's entries and have none of their own: each distinct case is worked out once.
-    done: dict[tuple[Span, tuple[CalendarEntry, ...]], NDArray[np.float32]] = {}
-    templates: dict[Span, tuple[NDArray[np.float32], NDArray[np.int64]]] = {}
+    # Many items share the whole shop's entries and have none of their own: each distinct case is worked out once. Told
+    # apart here by the entries themselves, since what they say takes longer to hash than all the rest.
+    done: dict[tuple[Span, tuple[int, ...]], NDArray[np.float32]] = {}
     for i, (span, listed) in enumerate(zip(spans, entries, strict=True)):
-        case = (span, tuple(listed))
+        case = (span, tuple(map(id, listed)))
         if case not in done:
-            if span not in templates:
-                templates[span] = _template(freq, span, length)
-            template, edges = templates[span]
-            done[case] = _with_entries(template, edges, listed)
+            done[case] = _channels(freq, span, length, tuple(listed))
         out[i] = done[case]
     return out
 
 
+@lru_cache(maxsize=_CASES_KEPT)
+def _channels(freq: str, span: Span, length: int, entries: tuple[CalendarEntry, ...]) -> NDArray[np.float32]:
+    """One item's channels; kept, since forecasts of the same bucket come batch after batch. Not to be written to."""
+    template, edges = _template(freq, span, length)
+    return _with_entries(template, edges, entries)
+
+
+@lru_cache(maxsize=_CASES_KEPT)
 def _template(freq: str, span: Span, length: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     buckets = span.first_bucket + np.arange(length + 1)
     template = np.empty((length, len(KNOWN_CHANNELS)), dtype=np.float32)

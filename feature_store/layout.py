@@ -6,7 +6,11 @@ of the old one are never added to. Everything reads well in redis-cli:
 
     {ns:p}:meta                        hash   layout, partition_count, owner, incarnation, sequence (scripts applied),
                                               position:TOPIC (next offset), newest:SOURCE (event time, ms),
-                                              ids:SOURCE (generations of ids that stand: "12 13")
+                                              ids:SOURCE (generations of ids that stand: "12 13"),
+                                              before:SOURCE (event time, ms: what is older was counted from a table),
+                                              backfill:SOURCE (table counted from, "DIGEST" or "DIGEST running"),
+                                              restored (snapshot it was restored from),
+                                              copy, copy_until, held_until (while a snapshot is made, see copy.lua)
     {ns:p}:INC:items                   hash   item_id -> JSON [product_id, location_id, first and last event, ms]
     {ns:p}:INC:products                hash   product_id -> JSON of items.ProductState
     {ns:p}:INC:dirty:FREQ              hash   item_id -> sequence of the script that last touched it: a forecast is owed
@@ -14,8 +18,10 @@ of the old one are never added to. Everything reads well in redis-cli:
     {ns:p}:INC:sums:SERIES             hash   chunks of bucket sums; see chunks.py. SERIES is the item_id of
                                               (product, location)
     {ns:p}:INC:ids:SOURCE:GENERATION   set    event_ids counted, by stretch of event time: to know duplicates by
+    {ns:p}:INC:changed                 set    while a snapshot is made: what has been written meanwhile
+    {ns:p}:restoring                   hash   while a snapshot is restored: by whom, until when; see restore.lua
 
-No key has a TTL: retention follows event time, and apply.lua drops what the caller says has left it.
+No feature has a TTL: retention follows event time, and apply.lua drops what the caller says has left it.
 """
 
 from __future__ import annotations
@@ -26,7 +32,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from feature_store.items import Item
+from feature_store.items import Item, ProductState
 
 LAYOUT_VERSION = 2
 STORED_FREQS: tuple[str, ...] = ("5m", "1h", "1d")
@@ -95,6 +101,7 @@ class _ItemRow(msgspec.Struct, array_like=True, frozen=True, gc=False):
 _HUNDREDTHS = 100
 _encode = msgspec.json.Encoder().encode
 _decode_item = msgspec.json.Decoder(_ItemRow).decode
+_decode_product = msgspec.json.Decoder(ProductState).decode
 _decode_head = msgspec.json.Decoder(_HeadRow).decode
 _decode_summary = msgspec.json.Decoder(_SummaryRow).decode
 
@@ -106,6 +113,8 @@ class Keys:
         self.tag = f"{{{namespace}:{partition}}}"
         self._prefix = f"{self.tag}:{incarnation}"
         self.meta = f"{self.tag}:meta"
+        self.restoring = f"{self.tag}:restoring"
+        self.changed = f"{self._prefix}:changed"
         self.items = f"{self._prefix}:items"
         self.products = f"{self._prefix}:products"
 
@@ -124,6 +133,10 @@ class Keys:
     def ids(self, source: str, generation: int) -> str:
         """Event ids counted."""
         return f"{self._prefix}:ids:{source}:{generation}"
+
+    def all_like(self, name: str = "") -> str:
+        """Pattern of the incarnation's keys that begin so."""
+        return f"{self._prefix}:{name}*"
 
 
 def pack_item(item: Item) -> str:
@@ -180,6 +193,16 @@ def unpack_head(value: bytes) -> tuple[int, int]:
     """Revision and running bucket of a forecast."""
     row = _decode_head(value)
     return row.revision, row.running_bucket
+
+
+def pack_product(state: ProductState) -> str:
+    """The value of a product, as text: the MessagePack reader in Redis does not know the binary type."""
+    return _encode(state).decode()
+
+
+def unpack_product(value: bytes) -> ProductState:
+    """The reverse of pack_product."""
+    return _decode_product(value)
 
 
 def pack_hash(fields: Mapping[str, str]) -> list[str]:

@@ -121,7 +121,7 @@ def _read_script(name: str) -> tuple[str, str]:
     return source, hashlib.sha1(source.encode()).hexdigest()  # noqa: S324 - Redis names scripts by SHA-1
 
 
-_SCRIPTS = {name: _read_script(name) for name in ("claim", "apply", "read", "forecasts_done")}
+_SCRIPTS = {path.stem: _read_script(path.stem) for path in Path(__file__).parent.glob("*.lua")}
 
 
 def flat(reply: Any) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""FeatureStore: the only door to Redis. Each method is one script, atomic on Redis and on Redis Cluster.
+"""FeatureStore: the only door to Redis. Each method but those that copy a whole partition is one atomic script.
 
 Every write compares owner, incarnation and positions first, so each event counts once whatever is killed: a worker that
 lost its partition is told `FencedError`, one whose Redis was emptied or rolled back `BehindError`. While Redis is away,
@@ -8,15 +8,13 @@ its reply got lost is recognised by its positions.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from feature_store.chunks import (
     SCRIPT_LIMITS,
@@ -28,22 +26,23 @@ from feature_store.chunks import (
     unpack_hash,
 )
 from feature_store.events import item_id_of
-from feature_store.features import SOURCES, BucketRows, Deltas
+from feature_store.features import SOURCES
 from feature_store.fitness import CLUSTER_NODE, layout_refusal, partition_findings, partitions_refusal, servers_findings
-from feature_store.items import Item, ProductState
 from feature_store.layout import (
     LAYOUT_VERSION,
     MAX_KEYS,
-    EventIds,
-    ForecastSummary,
     Keys,
     pack_hash,
     pack_item,
+    pack_product,
     pack_summary,
     unpack_head,
     unpack_item,
+    unpack_product,
     unpack_summary,
 )
+from feature_store.partition_copy import PartitionCopier, PartitionCopy
+from feature_store.partition_restore import PartitionRestore
 from feature_store.redis_calls import REDIS_ERRORS, RedisCalls, flat
 from feature_store.redis_cluster import NotAClusterError
 from feature_store.seen_ids import ids_fields, plan_ids
@@ -56,9 +55,11 @@ from feature_store.store_errors import (
     StoreRefusedError,
     SumOverflowError,
 )
+from feature_store.store_types import BackfillTable, Batch, Claim, Done, Found, Heads, SeriesRead
 
 __all__ = [
     "REDIS_ERRORS",
+    "BackfillTable",
     "Batch",
     "BehindError",
     "Claim",
@@ -76,80 +77,7 @@ __all__ = [
 ]
 
 
-class Heads(NamedTuple):
-    """Of the last forecast sent: its revision, and the bucket that was running then."""
-
-    revision: int
-    running_bucket: int
-
-
-@dataclass
-class Claim:
-    """A partition held: the token that proves it, and all that a lane keeps in memory of Redis.
-
-    `generations` are those whose ids of events stand, by source; `FeatureStore.apply` keeps them up to date, all else
-    is the lane's to keep.
-    """
-
-    partition: int
-    owner: str
-    incarnation: str
-    positions: dict[str, int]
-    newest: dict[str, int]
-    items: dict[str, Item] = field(default_factory=dict)
-    products: dict[str, ProductState] = field(default_factory=dict)
-    dirty: dict[str, dict[str, int]] = field(default_factory=dict)
-    heads: dict[str, dict[str, Heads]] = field(default_factory=dict)
-    generations: dict[str, set[int]] = field(default_factory=dict)
-
-
-class Batch(NamedTuple):
-    """One atomic step of a lane.
-
-    positions: by topic (position before, position after); -1 = none yet.
-    series: distinct series_ids, indexed by `sums`.
-    oldest_kept: by stored frequency, for each of the series the oldest bucket that is kept: int64 (series,). Chunks
-        whose every bucket is older go when the series gets a new one.
-    event_ids: ids of the batch's events, to know by whether one was counted before.
-    oldest_generation: by source; ids of earlier generations go.
-    """
-
-    positions: Mapping[str, tuple[int, int]]
-    newest: Mapping[str, int]
-    items: Mapping[str, Item] = MappingProxyType({})
-    products: Mapping[str, ProductState] = MappingProxyType({})
-    dirty: Sequence[str] = ()
-    series: Sequence[str] = ()
-    sums: Sequence[Deltas] = ()
-    oldest_kept: Mapping[str, NDArray[np.int64]] = MappingProxyType({})
-    event_ids: Sequence[EventIds] = ()
-    oldest_generation: Mapping[str, int] = MappingProxyType({})
-
-
-class SeriesRead(NamedTuple):
-    """Stored buckets of the series asked for, with what they hold."""
-
-    positions: dict[str, int]
-    newest: dict[str, int]
-    marks: list[int | None]
-    rows: BucketRows  # `item` is the index of the series asked for; rows of a bucket may repeat and add up
-
-
-class Done(NamedTuple):
-    """A forecast acknowledged by the broker. No summary: the item was withdrawn."""
-
-    item_id: str
-    mark: int | None
-    summary: ForecastSummary | None
-
-
-class Found(NamedTuple):
-    """What stands under an item: the partition's meta, and by frequency its sums (bucket, values) and last forecast."""
-
-    meta: dict[str, str]
-    item: Item | None  # None: a series that has had no orders, only clicks or reviews
-    sums: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]
-    forecasts: dict[str, ForecastSummary | None]
+_HELD_FIRST_S, _HELD_MOST_S = 0.005, 0.1
 
 
 class FeatureStore:
@@ -170,6 +98,21 @@ class FeatureStore:
         self._forecast_freqs = tuple(forecast_freqs)
 
     @property
+    def namespace(self) -> str:
+        """Prefix of all keys."""
+        return self._namespace
+
+    @property
+    def partition_count(self) -> int:
+        """Partitions of every keyed topic."""
+        return self._partition_count
+
+    @property
+    def forecast_freqs(self) -> tuple[str, ...]:
+        """Frequencies of which forecasts and marks are kept."""
+        return self._forecast_freqs
+
+    @property
     def is_away(self) -> bool:
         """Whether a call is waiting for Redis now, as the log has told."""
         return self._calls.is_away
@@ -178,9 +121,9 @@ class FeatureStore:
         """Close the connections. Calls still waiting for Redis raise StoreClosedError."""
         await self._calls.close()
 
-    async def check_server(self) -> list[str]:
+    async def check_server(self, *, may_be_filled: bool = False) -> list[str]:
         """What makes this Redis unfit, one sentence a finding with its remedy. Empty = fit. Raises OSError-like
-        redis errors when it can't be reached."""
+        redis errors when it can't be reached. `may_be_filled`: a table that is not all in the features is none."""
         redis = self._calls.redis
         try:
             servers = await self._calls.servers()
@@ -191,7 +134,7 @@ class FeatureStore:
             return findings
         for partition in range(self._partition_count):
             meta = _text_map(flat(await redis.hgetall(Keys(self._namespace, partition).meta)))
-            findings += partition_findings(partition, meta, self._partition_count)
+            findings += partition_findings(partition, meta, self._partition_count, may_be_filled=may_be_filled)
         return findings
 
     async def refuse_unfit_server(self) -> None:
@@ -222,6 +165,7 @@ class FeatureStore:
         meta = _text_map(reply[1])
         claim = Claim(partition, owner, meta["incarnation"], _numbers(meta, "position:"), _numbers(meta, "newest:"))
         claim.generations = {source: {int(g) for g in meta.get(f"ids:{source}", "").split()} for source in SOURCES}
+        claim.before = _numbers(meta, "before:")
         await self._load(claim)
         return claim
 
@@ -230,7 +174,7 @@ class FeatureStore:
         for item_id, raw in (await self._hash(keys.items)).items():
             claim.items[item_id] = unpack_item(item_id, raw)
         for product_id, raw in (await self._hash(keys.products)).items():
-            claim.products[product_id] = msgspec.json.decode(raw, type=ProductState)
+            claim.products[product_id] = unpack_product(raw)
         names = {item_id: item_id for item_id in claim.items}  # one string for each item, however often it stands
         for freq in self._forecast_freqs:
             marks, forecasts = await self._hash(keys.dirty(freq)), await self._hash(keys.forecasts(freq))
@@ -259,15 +203,16 @@ class FeatureStore:
         ids = plan_ids(batch.event_ids, batch.oldest_generation, claim.generations, keys)
         names = [keys.meta, keys.items, keys.products, *(keys.dirty(freq) for freq in self._forecast_freqs)]
         names += [*ids.keys, *(keys.sums(batch.series[series]) for series in packed.series)]
-        if len(names) > MAX_KEYS:
-            raise StoreError(f"a batch touches {len(names)} keys, the limit of one script is {MAX_KEYS}")
+        most = len(names) + 1  # keys.changed is added while a snapshot is made
+        if most > MAX_KEYS:
+            raise StoreError(f"a batch touches {most} keys, the limit of one script is {MAX_KEYS}")
         arguments = {
             "owner": claim.owner,
             "incarnation": claim.incarnation,
             "positions": [[topic, before, after] for topic, (before, after) in positions.items()],
             "newest": list(batch.newest.items()),
             "items": pack_hash({name: pack_item(item) for name, item in batch.items.items()}),
-            "products": pack_hash({name: _json(state) for name, state in batch.products.items()}),
+            "products": pack_hash({name: pack_product(state) for name, state in batch.products.items()}),
             "dirty": list(batch.dirty),
             "dirty_freqs": len(self._forecast_freqs),
             "counts": packed.counts,
@@ -281,7 +226,7 @@ class FeatureStore:
             "ids_gone": ids.gone,
             **SCRIPT_LIMITS,
         }
-        reply = await self._calls.run("apply", names, [msgspec.msgpack.encode(arguments)])
+        reply = await self._write("apply", claim, names, arguments)
         if reply[0] == b"DUPLICATES":
             raise DuplicateEventsError(_by_source(reply[1:]))
         if reply[0] == b"OVERFLOW":
@@ -352,10 +297,60 @@ class FeatureStore:
             ]
             for d in done
         ]
-        arguments = {"owner": claim.owner, "incarnation": claim.incarnation, "done": entries}
+        arguments = {"owner": claim.owner, "incarnation": claim.incarnation, "freq": freq, "done": entries}
         names = [keys.meta, keys.dirty(freq), keys.forecasts(freq)]
-        reply = await self._calls.run("forecasts_done", names, [msgspec.msgpack.encode(arguments)])
+        reply = await self._write("forecasts_done", claim, names, arguments)
         _raise_if_not_owner(reply[0], claim)
+
+    async def _write(self, script: str, claim: Claim, names: Sequence[str], arguments: Mapping[str, Any]) -> Any:
+        """Run a script that writes. While a snapshot of the partition is made, have it note what it writes, and wait
+        for the moment in which the partition stands still."""
+        packed, pause_s = msgspec.msgpack.encode(arguments), _HELD_FIRST_S
+        while True:
+            keys = [*names, self._keys(claim).changed] if claim.is_copied else names
+            reply = await self._calls.run(script, keys, [packed, int(claim.is_copied)])
+            if reply[0] == b"COPIED":
+                claim.is_copied = True
+            elif reply[0] == b"HELD":
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _HELD_MOST_S)
+            else:
+                claim.is_copied = len(reply) > len(("OK", "sequence")) and reply[0] == b"OK"
+                return reply
+
+    async def begin_backfill(self, claim: Claim, table: BackfillTable) -> bool:
+        """Mark that the partition's features are being filled from a table. False when that was done before, to its
+        end; begun again after a kill it is gone on with.
+
+        Raises:
+            StoreRefusedError: filled from another table of the source before, or live events were counted already.
+            FencedError, BehindError: see the classes.
+        """
+        reply = await self._mark_backfill("begin", claim, table)
+        if reply[0] == b"OTHER":
+            raise StoreRefusedError(
+                f"partition {claim.partition} was filled from another table of {table.source} before, or with another "
+                "join: both together would count twice what is in both. Fill another namespace, with all tables at once"
+            )
+        if reply[0] == b"LIVE":
+            raise StoreRefusedError(
+                f"partition {claim.partition} has counted live {table.source} already: a table is filled in before a "
+                "worker's first start. Fill another namespace, and have the workers go on there"
+            )
+        if reply[0] != b"DONE" and table.before_ms is not None:
+            claim.before[table.source] = table.before_ms
+        return bool(reply[0] != b"DONE")
+
+    async def end_backfill(self, claim: Claim, table: BackfillTable) -> None:
+        """Mark that all rows of the table are in the features."""
+        await self._mark_backfill("end", claim, table)
+
+    async def _mark_backfill(self, verb: str, claim: Claim, table: BackfillTable) -> Any:
+        before = "" if table.before_ms is None else table.before_ms
+        arguments = [verb, claim.owner, claim.incarnation, table.source, table.digest, before, table.live_topic]
+        reply = await self._calls.run("backfill", [self._keys(claim).meta], arguments)
+        _raise_if_not_owner(reply[0], claim)
+        return reply
 
     async def look_up(self, partition: int, product_id: str, location_id: str) -> Found | None:
         """What stands under an item or a series, without claiming its partition; None when nothing does."""
@@ -374,6 +369,15 @@ class FeatureStore:
             found.forecasts[freq] = unpack_summary(summary) if summary else None
         return found
 
+    async def copy_partition(self, partition: int) -> PartitionCopy | None:
+        """The partition as it stands at one moment, while its lane goes on; None when nothing does. See PartitionCopier
+        for what is raised."""
+        return await PartitionCopier(self._calls, self._namespace, partition, self._forecast_freqs).copy()
+
+    def restore_partition(self, partition: int, *, name: str, replace: bool = False) -> PartitionRestore:
+        """Fill a partition; `name` says what with."""
+        return PartitionRestore(self._calls, self._namespace, partition, name=name, replace=replace)
+
     def _keys(self, claim: Claim) -> Keys:
         return Keys(self._namespace, claim.partition, claim.incarnation)
 
@@ -383,11 +387,6 @@ def _by_source(flat_ids: Sequence[Any]) -> dict[str, set[str]]:
     for source, ids in zip(flat_ids[::2], flat_ids[1::2], strict=True):
         found.setdefault(source.decode(), set()).update(event_id.decode() for event_id in ids)
     return found
-
-
-def _json(value: msgspec.Struct) -> str:
-    """As text: the MessagePack reader in Redis does not know the binary type."""
-    return msgspec.json.encode(value).decode()
 
 
 def _text_map(parts: Sequence[bytes]) -> dict[str, str]:

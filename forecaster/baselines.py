@@ -57,6 +57,13 @@ def seasonal_naive(inputs: ModelInputs, prediction_length: int) -> NDArray[np.fl
     return out
 
 
+def seasonal_naive_forecast(inputs: ModelInputs, prediction_length: int) -> ModelOutputs:
+    """The same where quantiles are asked for: every quantile is the point."""
+    point = seasonal_naive(inputs, prediction_length)
+    quantiles = np.repeat(point[:, :, None], len(QUANTILE_LEVELS), axis=2)
+    return ModelOutputs(quantiles, point, np.cumsum(quantiles, axis=1))
+
+
 def empirical_forecast(inputs: ModelInputs, prediction_length: int) -> ModelOutputs:
     """Quantiles of each item's own past at the same place of the season, shrunk towards its other past.
 

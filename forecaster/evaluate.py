@@ -11,14 +11,13 @@ from typing import NamedTuple
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from feature_store.calendar_time import ShopCalendar
 from feature_store.features import FEATURE_INDEX
 from forecaster import accuracy, online_retail
-from forecaster.baselines import empirical_forecast, seasonal_naive
+from forecaster.baselines import empirical_forecast, seasonal_naive_forecast
 from forecaster.contract import MODEL_NAME, QUANTILE_LEVELS, WINDOWS
 from forecaster.dataset import History, Window
 from forecaster.inputs import ModelInputs, ModelOutputs
@@ -69,16 +68,10 @@ CASES: tuple[Case, ...] = (
 )
 
 
-def _as_quantiles(point: NDArray[np.float32]) -> ModelOutputs:
-    """A point forecast where quantiles are asked for: every quantile is the point."""
-    quantiles = np.repeat(point[:, :, None], len(QUANTILE_LEVELS), axis=2)
-    return ModelOutputs(quantiles, point, np.cumsum(quantiles, axis=1))
-
-
 def forecasters(model: PatchTransformer | None) -> dict[str, Forecaster]:
     """What is compared, by name; all take inputs and a prediction length."""
     found: dict[str, Forecaster] = {
-        "seasonal naive": lambda inputs, steps: _as_quantiles(seasonal_naive(inputs, steps)),
+        "seasonal naive": seasonal_naive_forecast,
         "empirical": empirical_forecast,
     }
     if model is not None:

@@ -19,14 +19,16 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from feature_store.calendar_time import ShopCalendar
+from feature_store.calendar_time import ShopCalendar, UnknownTimeZoneError, bucket_of, bucket_start_ms
 from feature_store.features import FEATURE_INDEX
+from feature_store.recording_files import Recording, RecordingError
 from forecaster import online_retail, synthetic
 from forecaster.contract import MODEL_NAME
 from forecaster.dataset import History, Sampling, Window, draw, prefetched, stack
 from forecaster.export import export
 from forecaster.models.loss import Loss, loss
 from forecaster.models.patch_transformer import PatchTransformer, PatchTransformerConfig, parameter_count
+from forecaster.recorded import last_time_ms, recorded_events, split_by_zone
 
 _DAY_MS = 86_400_000
 _UNITS = FEATURE_INDEX["units"]
@@ -35,6 +37,7 @@ _SHARE_DAILY = 0.6
 _VALIDATION_DAYS = 28
 # The first days of a record hold too little past to learn from.
 _BURN_IN_DAYS = 5
+_LEAST_DAYS = 4 * _BURN_IN_DAYS  # of a recording before its validation weeks
 
 
 @dataclass(frozen=True)
@@ -179,17 +182,53 @@ def synthetic_source(items: int, days: int, seed: int, share: float) -> Source:
     return Source(history, share, shop.end_ms)
 
 
+def recorded_sources(
+    recording: Recording, calendar: ShopCalendar, currency: str = ""
+) -> tuple[list[Source], list[History]]:
+    """A recording, one source for each time zone; and the histories for validation, whose last weeks are not in the
+    sources. No histories where it is too short to be parted in two.
+
+    Raises:
+        RecordingError: it holds no orders, is too short, or is damaged.
+    """
+    parts = split_by_zone(recorded_events(recording, currency), calendar)
+    lines = sum(len(events) for _, events in parts)
+    sources, held_out = [], []
+    for zone, events in parts:
+        own = ShopCalendar(zone)
+        last_day = bucket_of("1d", np.array([last_time_ms(events)]), zone)
+        days = np.concatenate([last_day + 1, last_day + 1 - _VALIDATION_DAYS])
+        until_ms, split_ms = bucket_start_ms("1d", days, zone).tolist()
+        first_ms = int(events.event_time_ms.min())
+        if until_ms - first_ms < _LEAST_DAYS * _DAY_MS:
+            raise RecordingError(f"{recording.path} is too short to learn from: {_LEAST_DAYS} days are the least")
+        past = events.take(events.event_time_ms < split_ms)
+        share = len(events) / lines
+        if split_ms - first_ms >= _LEAST_DAYS * _DAY_MS:
+            sources.append(Source(History(past, own, split_ms), share, split_ms))
+            held_out.append(History(events, own, until_ms))
+        else:
+            sources.append(Source(History(events, own, until_ms), share, until_ms))
+    return sources, held_out
+
+
+def _items_at_once(history: History) -> int:
+    """So many of a small shop's items are nearly always known."""
+    return max(len(history.item_ids) // 3, 1)
+
+
 def validation_windows(history: History, seed: int, count: int = 8) -> list[Window]:
     """Fixed windows whose cutoffs lie in the history's last weeks, as many daily as hourly."""
     rng = np.random.default_rng(seed + 1)
-    plan = Plan(windows_per_batch=4, items_per_window=32)
+    plan = Plan(windows_per_batch=4, items_per_window=min(32, _items_at_once(history)))
     last_ms = history.end_ms - _DAY_MS
     first_ms = history.end_ms - _VALIDATION_DAYS * _DAY_MS
     windows = []
     for freq in _FREQS:
         for _ in range(count):
             drawn = [draw(history, freq, Sampling(first_ms, last_ms, plan.items_per_window), rng) for _ in range(8)]
-            windows.append(stack([window for window in drawn if window is not None]))
+            found = [window for window in drawn if window is not None]
+            windows += [stack(found)] if found else []
     return windows
 
 
@@ -199,6 +238,12 @@ def validation_windows(history: History, seed: int, count: int = 8) -> list[Wind
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Online Retail II as Parquet. Without it training is on invented shops alone.",
 )
+@click.option(
+    "--recording",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A recording of your shop; its last four weeks choose the best weights.",
+)
+@click.option("--time-zone", default="UTC", show_default=True, help="Of the recorded shop, an IANA name.")
 @click.option(
     "--until",
     type=click.DateTime(["%Y-%m-%d"]),
@@ -219,6 +264,8 @@ def validation_windows(history: History, seed: int, count: int = 8) -> list[Wind
 @click.option("--seed", default=0, show_default=True, help="Of everything random.")
 def command(  # noqa: PLR0913 - one parameter an option
     online_retail: Path | None,
+    recording: Path | None,
+    time_zone: str,
     until: dt.datetime,
     synthetic_items: int,
     steps: int,
@@ -230,19 +277,27 @@ def command(  # noqa: PLR0913 - one parameter an option
 
     Ctrl-C ends training early and keeps the best weights so far.
     """
-    plan = Plan(steps=steps, minutes=minutes)
     sources: list[Source] = []
     validation: list[Window] = []
     if online_retail is not None:
         sources, held_out = retail_sources(online_retail, until.date(), seed)
         validation = validation_windows(held_out, seed)
+    if recording is not None:
+        try:
+            own, held_out_parts = recorded_sources(Recording.open(recording), ShopCalendar(time_zone))
+        except (RecordingError, UnknownTimeZoneError) as error:
+            raise click.UsageError(str(error)) from error
+        sources += own
+        validation += [window for part in held_out_parts for window in validation_windows(part, seed)]
     shops = max(1, round(synthetic_items / 150)) if synthetic_items else 0
     for shop in range(shops):
         sources.append(synthetic_source(synthetic_items // shops, 420, seed + shop, 0.25 / shops))
     if not sources:
-        raise click.UsageError("nothing to train on: give --online-retail or --synthetic above 0")
+        raise click.UsageError("nothing to train on: give --recording, --online-retail or --synthetic above 0")
     if not validation:
         validation = validation_windows(synthetic_source(100, 300, seed + 1000, 1.0).history, seed, count=2)
+    items = min(Plan.items_per_window, *(_items_at_once(source.history) for source in sources))
+    plan = Plan(steps=steps, minutes=minutes, items_per_window=items)
     torch.manual_seed(seed)
     model = PatchTransformer(PatchTransformerConfig())
     model.train()

@@ -25,6 +25,7 @@ TORCH_SIDE = (
     "forecaster/export.py",
     "forecaster/models/",
     "forecaster/passes.py",
+    "forecaster/predictor.py",
     "forecaster/text.py",
     "forecaster/train.py",
     "forecaster/tune.py",
@@ -39,19 +40,25 @@ HOMES = {
     "transformers": (*TORCH_SIDE, "triton_models/"),
     "safetensors": (*TORCH_SIDE, "triton_models/"),
     "triton_python_backend_utils": ("triton_models/",),
+    "jinja2": ("worker/backtest_report.py",),
+    "matplotlib": ("worker/backtest_plots.py",),
     "prometheus_client": ("worker/app.py", "worker/metrics.py"),
-    # Whoever talks to the broker beside the Faust app: topics, the shop's calendar, replays, checks, retries of dead
-    # letters, demo, local stack, the transport's reader, and the watchdog, which must not depend on the app's own
-    # connection.
+    # Whoever talks to the broker beside the Faust app: topics, the shop's calendar, recordings, replays, checks,
+    # retries of dead letters, demo, local stack, the transport's reader, and the watchdog, which must not depend on the
+    # app's own connection.
     "confluent_kafka": (
         "worker/demo_watch.py",
         "worker/global_calendar.py",
         "worker/local_stack.py",
         "worker/partitioner_check.py",
         "worker/record_fetcher.py",
+        "worker/record_span.py",
         "worker/replay.py",
+        "worker/replay_topics.py",
+        "worker/replayer.py",
         "worker/retry.py",
         "worker/topic_reading.py",
+        "worker/topic_recorder.py",
         "worker/topics.py",
         "worker/watchdog.py",
     ),
@@ -68,22 +75,63 @@ BASE_IMPORTS = {
     "settings": {"errors"},
 }
 # One concept in several files: a lane, its parts, and who begins and ends lanes; the transport and its reader; dead
-# letters, how they are mended and how they are sent again.
+# letters, how they are mended and how they are sent again; the recorder of topics, where it begins and ends, and what
+# it takes out of values.
 PAIRS = {
     "lane": {"aside", "held_records", "lane_state", "reject_watch"},
     "lane_state": {"aside"},
     "lane_keeper": {"lane", "lane_state", "held_records"},
+    "rules": {"lane_state", "scheduler", "transport"},
     "transport": {"record_fetcher"},
     "dead_letters": {"topic_reading"},
     "mending": {"dead_letters", "topic_reading"},
     "retry": {"dead_letters", "mending", "topic_reading"},
+    "topic_recorder": {"record_span", "redaction"},
+    "replay_topics": {"replayer", "topic_reading", "topics"},
+    "table_import": {"tables"},
+    "table_mappings": {"tables"},
+    "backfill_tables": {"tables"},
+    "recorded_snapshot": {"snapshot"},
 }
 # Commands and composition roots wire the rest, and only they import each other.
-ROOTS = {"__main__", "app", "cli", "run", "up", "check", "show", "dlq", "demo", "write_schemas"}
-ROOT_PREFIXES = ("demo_", "dlq_", "local_")
+ROOTS = {
+    "__main__",
+    "app",
+    "backfill",
+    "backtest",
+    "check",
+    "cli",
+    "demo",
+    "dlq",
+    "features_export",
+    "record",
+    "recording",
+    "replay",
+    "restore",
+    "run",
+    "show",
+    "snapshot",
+    "testing",
+    "up",
+    "write_schemas",
+}
+ROOT_PREFIXES = ("backtest_", "demo_", "dlq_", "local_")
 
 # os.environ is read at the entry points, and handed on to processes by those who start some.
-READ_ENVIRONMENT = {"worker/check.py", "worker/dlq.py", "worker/run.py", "worker/show.py"}
+READ_ENVIRONMENT = {
+    "worker/backfill.py",
+    "worker/backtest.py",
+    "worker/check.py",
+    "worker/dlq.py",
+    "worker/features_export.py",
+    "worker/record.py",
+    "worker/recording.py",
+    "worker/replay.py",
+    "worker/restore.py",
+    "worker/run.py",
+    "worker/show.py",
+    "worker/snapshot.py",
+}
 HAND_ENVIRONMENT_ON = {"worker/local_server.py", "worker/local_triton.py"}
 
 
@@ -185,7 +233,8 @@ def test_the_command_loads_no_library_before_it_knows_which_it_needs() -> None:
 
 def test_features_are_computed_without_redis() -> None:
     modules = {path.stem for path in (ROOT / "feature_store").glob("*.py")} - {
-        *("__init__", "fitness", "redis_calls", "redis_cluster", "store")
+        *("__init__", "fitness", "redis_calls", "redis_cluster", "store"),
+        *("partition_copy", "partition_restore", "snapshots"),
     }
     loaded = loaded_by("import " + ", ".join(f"feature_store.{module}" for module in sorted(modules)))
     assert loaded.isdisjoint({"redis", "faust", "aiokafka", "torch"})

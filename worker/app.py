@@ -7,12 +7,12 @@ everything that lives as long as the process.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import logging
 import os
 import ssl
 import tempfile
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from faust.app.base import BootStrategy
 from mode import Service
 
 from feature_store.outage import Outage
-from feature_store.plan import Retention
 from feature_store.store import FeatureStore, StoreClosedError
 from forecaster.contract import ROWS_PER_PASS
 from forecaster.inputs import ModelInputs
@@ -36,15 +35,15 @@ from worker.global_calendar import GlobalCalendar
 from worker.lane_keeper import LaneKeeper
 from worker.lane_state import LaneRules
 from worker.record_fetcher import RecordBatch, passing_errors
+from worker.rules import forecast_rules, lane_rules
 from worker.scheduler import ForecastRules, Scheduler
-from worker.settings import Settings, stored_buckets, stored_freq
+from worker.settings import Settings
 from worker.topics import ASIDE_BYTES, ensure_topics, kafka_client_config
 from worker.transport import (
     RETRIABLE_SEND_ERRORS,
     BatchConsumer,
     BatchSchema,
     BatchTransport,
-    murmur2_partition,
     send_batch,
 )
 from worker.watchdog import KafkaAside, LastWords, Watchdog
@@ -241,40 +240,21 @@ class Worker(Service):  # type: ignore[misc]
     # -- rules ----------------------------------------------------------------------------------------------------
 
     def _lane_rules(self) -> LaneRules:
-        settings = self._settings
-        count = settings.partition_count
-        return LaneRules(
-            sources=settings.input_topics,
-            clock_topic=settings.topic_clock if self._replaying else "",
-            retention=Retention(settings.shop_calendar(), settings.retention),
-            forecast_freqs=settings.forecast_freqs,
-            limits=settings.decode_limits(lambda product_id: murmur2_partition(product_id, count)),
-            dedup_window_ms=settings.dedup_window_ms,
-            out_of_orderness_ms=settings.out_of_orderness_ms,
-            max_future_ms=settings.max_future_ms,
-            live_days=settings.live_days,
-            max_reject_share=settings.max_reject_share,
-            reject_window=settings.reject_window,
-            send=self._send,
+        clock_topic = self._settings.topic_clock if self._replaying else ""
+        rules = lane_rules(self._settings, clock_topic=clock_topic, send=self._send)
+        return dataclasses.replace(
+            rules,
+            global_calendar_topic=self._settings.topic_calendar_global,
+            global_calendar_read=self._calendar.wait_until_read,
         )
 
     def _forecast_rules(self) -> ForecastRules:
-        settings = self._settings
-        return ForecastRules(
-            topic=settings.topic_forecasts,
-            freqs=settings.forecast_freqs,
-            stored_freq={freq: stored_freq(freq) for freq in settings.forecast_freqs},
-            stored_buckets={freq: stored_buckets(freq) for freq in settings.forecast_freqs},
-            prediction_length={freq: settings.prediction_length(freq) for freq in settings.forecast_freqs},
-            calendar=settings.shop_calendar(),
-            global_entries=self._calendar.entries,
-            config_hash=settings.config_hash(),
-            model_name=settings.model_name,
-            batch_size=settings.forecast_batch_size,
-            refresh_per_s=settings.refresh_per_s,
+        return forecast_rules(
+            self._settings,
+            live=not self._replaying,
+            global_entries=self._calendar.entries_at if self._replaying else (lambda _: self._calendar.entries()),
             infer=self._infer,
             model_is_away=lambda: self._client.is_away,
-            issued_at_ms=(lambda cutoff_ms: cutoff_ms) if self._replaying else (lambda _: time.time_ns() // 1_000_000),
         )
 
     async def _send(self, topic: str, partition: int, messages: Sequence[Message]) -> None:

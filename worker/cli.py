@@ -8,6 +8,7 @@ import sys
 
 import click
 
+from feature_store.recording_manifest import RecordingError
 from worker.errors import ShelfcastError
 
 # name -> (module whose `command` it is, one line of help)
@@ -18,6 +19,14 @@ _COMMANDS = {
     "check": ("worker.check", "Inspect Kafka, Redis and Triton before the first start."),
     "show": ("worker.show", "Print an item's features and last forecast."),
     "dlq": ("worker.dlq", "List, show and retry records that workers could not use."),
+    "record": ("worker.record", "Save topics to files, byte for byte."),
+    "recording": ("worker.recording", "Show, verify, cut, merge and import recordings."),
+    "replay": ("worker.replay", "Send a recording again, to the same forecasts."),
+    "backtest": ("worker.backtest", "Run a recording through models and settings, score and compare them."),
+    "features": ("worker.features_export", "Write what models are given over a recording, as training data."),
+    "snapshot": ("worker.snapshot", "Save features and positions as files, while workers go on."),
+    "restore": ("worker.restore", "Bring a snapshot back, here or in another namespace."),
+    "backfill": ("worker.backfill", "Fill features from tables of past events, before the first start."),
     "train": ("forecaster.train", "Train the served model."),
     "evaluate": ("forecaster.evaluate", "Score the model on days that it was not trained on."),
 }
@@ -37,6 +46,7 @@ class _LazyGroup(click.Group):
             if (error.name or "").partition(".")[0] in ("feature_store", "forecaster", "worker"):
                 raise
             extra = "train" if module.startswith("forecaster") else "embedded"
+            extra = "recordings" if error.name == "pyarrow" else extra
             remedy = f"pip install 'shelfcast[{extra}]'"
             raise ShelfcastError(f"`shelfcast {cmd_name}` needs {error.name}: {remedy}") from error
         return command
@@ -60,6 +70,6 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
         shelfcast()
-    except ShelfcastError as error:
+    except (ShelfcastError, RecordingError) as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,20 +15,21 @@ from rich.console import Console
 from rich.live import Live
 
 from feature_store.calendar_time import bucket_start_ms
+from feature_store.clock_ticks import TickRules, ticks
 from forecaster.accuracy import wape
 from forecaster.contract import QUANTILE_LEVELS
 from worker.demo_events import TIME_ZONE, DemoEvents, load_demo_events
 from worker.demo_screen import Progress, live_table, summary_panel
-from worker.demo_watch import ForecastWatch
+from worker.demo_watch import ForecastWatch, Placed
 from worker.errors import TopicError
 from worker.local_stack import LocalStack
 from worker.local_worker import LocalWorker
-from worker.replay import Replayer
+from worker.replay_pace import Pace
+from worker.replayer import Replayer, TickedTopics
 from worker.settings import Settings, load_settings
 from worker.topics import ensure_topics, kafka_client_config
 
 _STEP_MS = 2 * 3_600_000
-_AFTER_MIDNIGHT_MS = 5 * 60_000  # a day's books are closed five minutes after it
 _SHOWN = 12
 _ANSWER_S = 60.0
 _LOW, _MIDDLE, _HIGH = (QUANTILE_LEVELS.index(level) for level in (0.1, 0.5, 0.9))
@@ -46,7 +48,7 @@ def command(speed: float, seconds: float, items: int, json_file: Path | None) ->
     console.print("Starting a Kafka-compatible broker, Redis and Triton on this machine …")
     with LocalStack() as stack:
         console.print(f"Ready. Logs of the servers and the worker are in {stack.logs} while the demo runs.")
-        summary = run_demo(stack, console, Pace(speed, seconds), items)
+        summary = run_demo(stack, console, Bounds(speed, seconds), items)
     console.print(summary_panel(summary))
     if json_file is not None:
         json_file.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
@@ -80,29 +82,29 @@ class Step(NamedTuple):
 
 
 def steps_of(events: DemoEvents, settings: Settings) -> Iterator[Step]:
-    """Two hours a step, leaving out those in which nothing happens, and a step just after each local midnight."""
+    """Two hours a step, leaving out those in which nothing happens, and a step just after each local midnight, the last
+    one that of the last day."""
     calendar = settings.shop_calendar()
-    days = calendar.buckets("1d", np.array([events.first_ms, events.last_ms]), ["", ""])
-    midnights = bucket_start_ms("1d", np.arange(days[0] + 1, days[1] + 2), settings.time_zone) + _AFTER_MIDNIGHT_MS
-    ends = np.arange(events.first_ms // _STEP_MS + 1, events.last_ms // _STEP_MS + 2) * _STEP_MS
-    times = np.array([record.timestamp_ms for record in events.records])
-    first = 0
-    closing = set(midnights.tolist())
-    for tick_ms in sorted({*ends.tolist(), *closing}):
-        stop = int(np.searchsorted(times, tick_ms))
-        if stop > first or tick_ms in closing:
+    rules = TickRules(calendar, settings.forecast_freqs, settings.out_of_orderness_ms, _STEP_MS)
+    next_day = calendar.buckets("1d", np.array([events.last_ms]), [""]) + 1
+    until_ms = int(bucket_start_ms("1d", next_day, settings.time_zone)[0]) + settings.out_of_orderness_ms
+    closing = set(rules.closes(events.first_ms, until_ms).tolist())
+    first = stop = 0
+    for rows, tick_ms in ticks([events.rows], rules, until_ms):
+        stop += 0 if rows is None else len(rows.due_ms)
+        if tick_ms is not None:
             yield Step(first, stop, tick_ms, tick_ms in closing)
-        first = stop
+            first = stop
 
 
-class Pace(NamedTuple):
+class Bounds(NamedTuple):
     """How fast to replay and how long: shop seconds a second, wall seconds; 0 = no bound."""
 
     speed: float = 0.0
     seconds: float = 0.0
 
 
-def run_demo(stack: LocalStack, console: Console, pace: Pace, items: int) -> dict[str, Any]:
+def run_demo(stack: LocalStack, console: Console, bounds: Bounds, items: int) -> dict[str, Any]:
     """Start a worker on the stack, replay, show, and return the summary."""
     started = time.monotonic()
     environment = demo_environment(stack)
@@ -115,7 +117,7 @@ def run_demo(stack: LocalStack, console: Console, pace: Pace, items: int) -> dic
         worker.start()
         watch.start()
         with Live(console=console, refresh_per_second=8, transient=False) as live:
-            replayed = _replay(events, settings, watch, worker, live, pace)
+            replayed = _replay(events, settings, watch, worker, live, bounds)
         worker.stop()
         if worker.exit_code != 0:
             raise worker.failure(f"ended with exit code {worker.exit_code}")
@@ -136,38 +138,36 @@ def _replay(
     watch: ForecastWatch,
     worker: LocalWorker,
     live: Live,
-    pace: Pace,
+    bounds: Bounds,
 ) -> Step:
     """Send step after step, each once the forecasts of the one before it are there. Returns the last step sent."""
-    replayer = Replayer(kafka_client_config(settings), settings.topic_clock, settings.partition_count)
+    ticked = TickedTopics(settings.topic_clock, settings.partition_count, events.rows.topics)
+    replayer = Replayer(kafka_client_config(settings), ticked)
     began = time.monotonic()
-    busiest = list(dict.fromkeys(r.reference for r in events.records if r.reference))
-    lines = dict.fromkeys(busiest, 0)
-    for record in events.records:
-        if record.reference:
-            lines[record.reference] += 1
-    busiest = sorted(busiest, key=lambda product: -lines[product])[:_SHOWN]
+    pace = Pace(bounds.speed)
+    pace.wait_until(events.first_ms)
+    busiest = [product for product, _ in Counter(filter(None, events.references)).most_common(_SHOWN)]
     order_lines = 0
     step = Step(0, 0, events.first_ms, closes_day=False)
     for step in steps_of(events, settings):
-        chunk = events.records[step.first : step.stop]
-        order_lines += sum(bool(record.reference) for record in chunk)
-        if pace.speed:
-            due = began + (step.tick_ms - events.first_ms) / 1000 / pace.speed
-            time.sleep(max(due - time.monotonic(), 0))
-        sent_s = time.monotonic()
-        watch.expect(replayer.send(chunk), sent_s)
+        rows, references = events.rows.part(step.first, step.stop), events.references[step.first : step.stop]
+        orders = [Placed(*pair) for pair in zip(references, rows.offset.tolist(), strict=True) if pair[0]]
+        order_lines += len(orders)
+        pace.wait_until(step.tick_ms)
+        watch.expect(orders, time.monotonic())
+        replayer.send(rows)
         if step.closes_day:
             watch.expect_refresh(step.tick_ms)
         replayer.tick(step.tick_ms)
+        replayer.flush()
         _await_forecasts(watch, worker)
         with watch.lock:
-            changed = {record.reference for record in chunk}
+            changed = set(references)
             progress = Progress(
                 step.tick_ms, order_lines, step.stop, watch.forecasts, time.monotonic() - began, changed
             )
             live.update(live_table(progress, busiest, events.titles, watch.latest, settings.time_zone))
-        if pace.seconds and time.monotonic() - began > pace.seconds:
+        if bounds.seconds and time.monotonic() - began > bounds.seconds:
             break
     return step
 
@@ -184,7 +184,6 @@ def _await_forecasts(watch: ForecastWatch, worker: LocalWorker) -> None:
 
 
 def _summary(events: DemoEvents, settings: Settings, watch: ForecastWatch, last: Step, wall_s: float) -> dict[str, Any]:
-    sent = events.records[: last.stop]
     first_day, last_day = settings.shop_calendar().buckets("1d", np.array([events.first_ms, last.tick_ms]), ["", ""])
     actual, median, low, high, naive = [], [], [], [], []
     starts = bucket_start_ms("1d", np.arange(first_day, last_day + 1), settings.time_zone).tolist()
@@ -201,8 +200,8 @@ def _summary(events: DemoEvents, settings: Settings, watch: ForecastWatch, last:
     y = np.array(actual)
     latencies_ms = np.array(watch.latencies_s or [0.0]) * 1000
     return {
-        "events": len(sent),
-        "order_lines": sum(bool(record.reference) for record in sent),
+        "events": last.stop,
+        "order_lines": sum(map(bool, events.references[: last.stop])),
         "forecasts": watch.forecasts,
         "items": len(watch.latest),
         "rejects": watch.rejects,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +16,9 @@ import msgspec
 import numpy as np
 
 from feature_store.events import ClickEvent, OrderEvent, ReviewEvent
-from worker.replay import ReplayRecord
+from feature_store.recording_merge import Merged
 from worker.settings import Settings
+from worker.transport import murmur2_partition
 
 DEMO_DATA = Path(__file__).parent / "demo_data" / "online_retail_ii_march_2011.parquet"
 TIME_ZONE = "Europe/London"
@@ -32,10 +34,19 @@ _WORDS = {
 }
 
 
+class _Record(NamedTuple):
+    topic: str
+    key: str
+    value: bytes
+    timestamp_ms: int
+    reference: str
+
+
 class DemoEvents(NamedTuple):
     """Everything the demo sends, in order of event time, and what it needs to score and to show."""
 
-    records: list[ReplayRecord]
+    rows: Merged  # as a recording would hold them
+    references: list[str]  # the product of each record that is an order, empty for the others
     order_lines: int
     titles: dict[str, str]  # by product_id
     sales: dict[tuple[str, int], float]  # units by (product_id, local date ordinal)
@@ -52,7 +63,7 @@ def load_demo_events(settings: Settings, items: int, path: Path = DEMO_DATA) -> 
     rows = [row for row in rows if row["product_id"] in busiest]
     calendar = settings.shop_calendar()
     invent = random.Random(2011)  # noqa: S311 - a seeded generator, so that every run sends the same
-    records: list[ReplayRecord] = []
+    records: list[_Record] = []
     titles: dict[str, str] = {}
     sales: Counter[tuple[str, int]] = Counter()
     times = [int(row["event_time"].timestamp() * 1000) for row in rows]
@@ -76,8 +87,10 @@ def load_demo_events(settings: Settings, items: int, path: Path = DEMO_DATA) -> 
             records += _invented(settings, order, invent)
     records.sort(key=lambda record: record.timestamp_ms)
     last_ms = max(times)
+    records = [record for record in records if record.timestamp_ms <= last_ms]
     return DemoEvents(
-        [record for record in records if record.timestamp_ms <= last_ms],
+        _merged(records, settings.partition_count),
+        [record.reference for record in records],
         len(rows),
         titles,
         {key: float(units) for key, units in sales.items()},
@@ -86,11 +99,35 @@ def load_demo_events(settings: Settings, items: int, path: Path = DEMO_DATA) -> 
     )
 
 
-def _record(topic: str, event: OrderEvent | ClickEvent | ReviewEvent, reference: str = "") -> ReplayRecord:
-    return ReplayRecord(topic, event.product_id, msgspec.json.encode(event), event.event_time, reference)
+def _merged(records: Sequence[_Record], partition_count: int) -> Merged:
+    """Records in the order given, as producers that key by product would place them."""
+    topics = tuple(sorted({record.topic for record in records}))
+    partitions = [murmur2_partition(record.key, partition_count) for record in records]
+    next_offsets: Counter[tuple[str, int]] = Counter()
+    offsets = []
+    for record, partition in zip(records, partitions, strict=True):
+        offsets.append(next_offsets[record.topic, partition])
+        next_offsets[record.topic, partition] += 1
+    times = np.array([record.timestamp_ms for record in records], dtype=np.int64)
+    return Merged(
+        topics=topics,
+        topic=np.array([topics.index(record.topic) for record in records], dtype=np.int16),
+        partition=np.array(partitions, dtype=np.int32),
+        offset=np.array(offsets, dtype=np.int64),
+        due_ms=times,
+        timestamps_ms=times,
+        timestamp_types=np.ones(len(records), dtype=np.int8),
+        keys=[record.key.encode() for record in records],
+        values=[record.value for record in records],
+        headers=[None] * len(records),
+    )
 
 
-def _invented(settings: Settings, order: OrderEvent, invent: random.Random) -> list[ReplayRecord]:
+def _record(topic: str, event: OrderEvent | ClickEvent | ReviewEvent, reference: str = "") -> _Record:
+    return _Record(topic, event.product_id, msgspec.json.encode(event), event.event_time, reference)
+
+
+def _invented(settings: Settings, order: OrderEvent, invent: random.Random) -> list[_Record]:
     """One to three views in the two hours before a sale, mostly a cart, and now and then a review days after."""
     out = []
     for n in range(invent.randint(1, 3)):

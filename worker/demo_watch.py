@@ -11,10 +11,16 @@ from typing import Any, NamedTuple
 import msgspec
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
 
-from worker.replay import Placed
 from worker.schemas import Forecast
 
 _POLL_S = 0.1
+
+
+class Placed(NamedTuple):
+    """An order, and at which offset it comes to stand."""
+
+    reference: str
+    offset: int
 
 
 class _Pending(NamedTuple):
@@ -60,7 +66,7 @@ class ForecastWatch:
     def expect(self, placed: Sequence[Placed], sent_s: float) -> None:
         """Wait, from now on, for forecasts that have seen these orders, sent at monotonic time `sent_s`."""
         with self.lock:
-            for reference, _, offset in placed:
+            for reference, offset in placed:
                 self._pending.setdefault(reference, deque()).append(_Pending(offset, sent_s))
 
     def expect_refresh(self, now_ms: int) -> None:

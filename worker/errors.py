@@ -6,7 +6,9 @@ ShelfcastError
 ├── ModelError             the served model is not the one this worker was built for: the process does not start
 ├── TooManyRejectsError    most records can't be used: the worker stops before it has thrown a stream away
 ├── WatchdogError          the worker stands still with records to read: it ends, to be started anew
+├── TableError             a table of past events can't be read: nothing is made of it
 ├── MendError              a dead letter can't be changed as asked for: it is not sent, others are
+├── BacktestError          a backtest's recording, models or settings do not go together: it does not start
 ├── ForecastUnavailableError   Triton did not answer in time: a baseline takes its place
 └── LocalStackError        a server of the local stack is missing, cannot start or died
 """
@@ -38,6 +40,14 @@ class WatchdogError(ShelfcastError):
 
 class MendError(ShelfcastError):
     """A dead letter can't be changed in the way asked for; says which other way there is."""
+
+
+class BacktestError(ShelfcastError):
+    """What a backtest was asked for can't be; names the recording, model or setting and the remedy."""
+
+
+class TableError(ShelfcastError):
+    """A table can't be read, or has other columns or values than events need; names the place and the remedy."""
 
 
 class ForecastUnavailableError(ShelfcastError):

@@ -22,7 +22,7 @@ class HeldRecords:
         self._held: dict[str, deque[Records]] = {topic: deque() for topic in topics}
         self._arrived, self._taken = asyncio.Event(), asyncio.Event()
         self._waiting_for = ""
-        self._closed = False
+        self.is_closed = False
 
     def next_offset(self, topic: str) -> int | None:
         """The offset after the last one held; None when nothing is."""
@@ -68,10 +68,10 @@ class HeldRecords:
 
     def close(self) -> None:
         """Let whoever waits go."""
-        self._closed = True
+        self.is_closed = True
         self._arrived.set()
         self._taken.set()
 
     def _raise_if_closed(self) -> None:
-        if self._closed:
+        if self.is_closed:
             raise ClosedError

@@ -24,7 +24,7 @@ from feature_store.duplicates import drop_repeats, ids_to_remember, without_ids
 from feature_store.events import EventBatch
 from feature_store.layout import MAX_KEYS, EventIds
 from feature_store.plan import LaneView, Plan, plan_batch, split_late, watermarks
-from feature_store.store import Batch, Claim, DuplicateEventsError, FeatureStore, SumOverflowError
+from feature_store.store import Batch, Claim, DuplicateEventsError, FeatureStore, FencedError, SumOverflowError
 from worker import metrics
 from worker.aside import letters
 from worker.held_records import ClosedError, HeldRecords
@@ -56,6 +56,7 @@ class _Part:
     source: str
     decoded: Decoded
     late_rows: NDArray[np.int64]
+    counted_before: int = 0
     duplicates: int = 0
 
     def keep(self, events: EventBatch) -> None:
@@ -81,6 +82,7 @@ class Lane(LaneState):
         for item in claim.items.values():
             self._items_of_product.setdefault(item.product_id, []).append(item.item_id)
         self._held = HeldRecords(rules.sources)
+        self._told_before: set[str] = set()
         self._reject_watch = RejectWatch(rules.max_reject_share, rules.reject_window)
 
     async def handle(self, *topics: Records) -> None:
@@ -118,8 +120,12 @@ class Lane(LaneState):
         self._held.close()
 
     def _raise_if_closed(self) -> None:
-        if self.closed:
+        if self._held.is_closed:
             raise ClosedError(f"partition {self.partition} is no longer run here")
+        if self.closed:
+            raise FencedError(
+                f"partition {self.partition} has another owner, or its features do not stand where they did"
+            )
 
     def _not_yet_seen(self, records: Records, position: int) -> Records:
         """The records from `position` on. Reports offsets that Kafka has deleted before they were counted.
@@ -153,17 +159,26 @@ class Lane(LaneState):
         tick = msgspec.json.decode(value, type=ClockTick)
         due = []
         for topic, next_offset in sorted(tick.next_offsets.items()):  # 1
+            if topic == self._rules.global_calendar_topic and self._rules.global_calendar_read is not None:
+                await self._rules.global_calendar_read(next_offset)
+                continue
             records = await self._held.take(topic, self.claim.positions.get(topic, 0), next_offset)
             if records is not None:
                 due.append(records)
-        if due:
-            await self._apply(due, tick.event_time)  # 2
-        self._clock_ms = max(self._clock_ms, tick.event_time)  # 3
-        if self._on_tick is not None:
-            await self._on_tick(self)
+        await self.step(due, tick.event_time)  # 2, 3
+        self._raise_if_closed()  # what it left unmade would be made at a later tick, with another cutoff
         before = self.claim.positions.get(clock_topic, -1)  # 4
         await self._store.apply(self.claim, Batch({clock_topic: (before, offset + 1)}, {"clock": tick.event_time}))
         self.claim.positions[clock_topic] = offset + 1
+
+    async def step(self, due: Sequence[Records], event_time_ms: int) -> None:
+        """Apply exactly these records, of one topic each, move the clock, and have the forecasts made that are due
+        then."""
+        if due:
+            await self._apply(due, event_time_ms)
+        self._clock_ms = max(self._clock_ms, event_time_ms)
+        if self._on_tick is not None:
+            await self._on_tick(self)
 
     async def _apply(self, topics: Sequence[Records], now_ms: int) -> None:
         """Records to features, all or nothing. Events far ahead of `now_ms` are rejected.
@@ -220,12 +235,16 @@ class Lane(LaneState):
             rules.limits, partition=self.partition, max_event_time_ms=now_ms + rules.max_future_ms
         )
         decoded = decode(source, records.values, records.keys, limits)
+        counted = len(decoded.events)
+        if before_ms := self.claim.before.get(source, 0):  # earlier events were counted from a table
+            decoded = decoded._replace(events=decoded.events.take(decoded.events.event_time_ms >= before_ms))
         newest_ms = 0 if rules.clock_topic else now_ms  # in replay only the clock moves the watermark
         stood = watermarks(
             decoded.events, watermark_ms, newest_ms=newest_ms, out_of_orderness_ms=rules.out_of_orderness_ms
         )
         events, late_rows = split_late(decoded.events, rules.retention, stood)
-        part = _Part(records, source, decoded._replace(events=events), late_rows)
+        counted_before = counted - len(decoded.events)
+        part = _Part(records, source, decoded._replace(events=events), late_rows, counted_before)
         window_ms = rules.dedup_window_ms.get(source, 0)
         if window_ms:
             part.keep(drop_repeats(events, window_ms))
@@ -306,6 +325,14 @@ class Lane(LaneState):
                 metrics.REJECTS.labels(part.source, reason).inc(count)
             metrics.LATE.labels(part.source).inc(len(part.late_rows))
             metrics.DUPLICATES.labels(part.source).inc(part.duplicates)
+            metrics.COUNTED_BEFORE.labels(part.source).inc(part.counted_before)
+            if part.counted_before and part.source not in self._told_before:
+                self._told_before.add(part.source)
+                logger.info(
+                    "%s partition %d: events of before %d ms are in the features already, from a table, and are "
+                    "dropped; shelfcast_counted_before counts them",
+                    *(part.records.topic, self.partition, self.claim.before[part.source]),
+                )
             metrics.EVENTS.labels(part.source).inc(len(part.records))
             where = f"{part.records.topic} partition {self.partition}"
             self._reject_watch.note(where, len(part.records), list(reasons.elements()))

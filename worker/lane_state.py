@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_store.calendar_time import bucket_of
+from feature_store.calendar_time import FREQS, bucket_of
 from feature_store.decoding import DecodeLimits
 from feature_store.events import item_id_of
 from feature_store.features import BucketRows, pool_product_rows
@@ -45,7 +45,12 @@ class LaneRules:
     max_reject_share: float
     reject_window: int
     send: Send
+    touched_freqs: Collection[str] = FREQS  # forecast as soon as an item is touched; others when their bucket closes
+    refreshed_freqs: Collection[str] = FREQS  # live items are forecast anew when their bucket closes
     now_ms: Callable[[], int] = field(default=lambda: time.time_ns() // 1_000_000)
+    # A replay's ticks also name messages of the whole shop's calendar: its topic, and how to wait until they are known.
+    global_calendar_topic: str = ""
+    global_calendar_read: Callable[[int], Awaitable[None]] | None = None
 
 
 class LaneRead(NamedTuple):
@@ -71,6 +76,7 @@ class LaneState:
         self._rules = rules
         self._lock = asyncio.Lock()  # held while records are on their way into the features
         self._stale: dict[str, tuple[dict[str, int], list[str]]] = {}
+        self._deferred: dict[str, tuple[dict[str, int], list[str]]] = {}
         newest = claim.newest
         self._clock_ms = newest.get("clock", 0) if rules.clock_topic else max(newest.values(), default=0)
         self._last_record_ms = rules.now_ms()
@@ -93,16 +99,51 @@ class LaneState:
         """How many items an event has touched since their last forecast."""
         return len(self.claim.dirty[freq])
 
+    def is_touched(self, freq: str, item_id: str) -> bool:
+        """Whether the item is one of them."""
+        return item_id in self.claim.dirty[freq]
+
     def touched(self, freq: str, most: int | None = None) -> list[str]:
-        """Those items, oldest mark first; at most so many."""
-        return list(islice(self.claim.dirty[freq], most))
+        """Those items, oldest mark first; at most so many. Of a frequency that is not forecast at every touch only
+        those whose last forecast, or else first order, was in a bucket that has closed since."""
+        if freq in self._rules.touched_freqs:
+            return list(islice(self.claim.dirty[freq], most))
+        return self._touched_before_close(freq)[:most]
+
+    def _touched_before_close(self, freq: str) -> list[str]:
+        running = self._running_by_zone(freq)
+        if running is None:
+            return []
+        dirty, items, zone = self.claim.dirty[freq], self.claim.items, self._rules.retention.calendar.zone
+        seen_running, candidates = self._deferred.get(freq, ({}, []))
+        left = [
+            item_id
+            for item_id in (dirty if running != seen_running else candidates)
+            if item_id in dirty and self._bucket_before(freq, item_id) < running[zone(items[item_id].location_id)]
+        ]
+        self._deferred[freq] = (running, left)
+        return left
+
+    def _bucket_before(self, freq: str, item_id: str) -> int:
+        """The bucket of an item's last forecast, or else of its first order."""
+        head, item = self.claim.heads[freq].get(item_id), self.claim.items[item_id]
+        if head is not None:
+            return head.running_bucket
+        zone = self._rules.retention.calendar.zone(item.location_id)
+        return int(bucket_of(freq, np.array([item.first_event_ms]), zone)[0])
+
+    def _running_by_zone(self, freq: str) -> dict[str, int] | None:
+        """The bucket that the watermark falls into; None before the first event."""
+        watermark_ms = self.watermark_ms()
+        if watermark_ms is None:
+            return None
+        return {zone: int(bucket_of(freq, np.array([watermark_ms]), zone)[0]) for zone in self._zones()}
 
     def stale(self, freq: str) -> list[str]:
         """Live items whose last forecast was made in a bucket that has closed since."""
-        watermark_ms = self.watermark_ms()
-        if watermark_ms is None:
+        running, watermark_ms = self._running_by_zone(freq), self.watermark_ms()
+        if running is None or watermark_ms is None or freq not in self._rules.refreshed_freqs:
             return []
-        running = {zone: int(bucket_of(freq, np.array([watermark_ms]), zone)[0]) for zone in self._zones()}
         heads, zone = self.claim.heads[freq], self._rules.retention.calendar.zone
         seen_running, candidates = self._stale.get(freq, ({}, []))
         if running != seen_running:  # a bucket has closed: look at all items once, and from then on at what is left
@@ -138,8 +179,9 @@ class LaneState:
         rows = BucketRows(reader[found.rows.item], found.rows.bucket, found.rows.values)
         return LaneRead(
             cutoff_ms=cutoff_ms,
-            positions={topic: p for topic, p in found.positions.items() if topic in self._rules.sources},
-            feature_age_ms={s: max(cutoff_ms - ms, 0) for s, ms in found.newest.items() if s != "clock"},
+            # Sorted: in which order Redis has them depends on how a lane has come to them.
+            positions={topic: p for topic, p in sorted(found.positions.items()) if topic in self._rules.sources},
+            feature_age_ms={s: max(cutoff_ms - ms, 0) for s, ms in sorted(found.newest.items()) if s != "clock"},
             subjects=[(item, self.claim.products.get(item.product_id, NO_PRODUCT_STATE)) for item in items],
             revisions=[self.claim.heads[freq].get(item_id, Heads(0, 0)).revision for item_id in item_ids],
             marks=found.marks,
@@ -159,14 +201,19 @@ class LaneState:
     async def forecasts_done(self, freq: str, done: Sequence[tuple[str, int | None, ForecastSummary | None]]) -> None:
         """Store acknowledged forecasts and clear what is no longer owed."""
         await self._store.forecasts_done(self.claim, freq, [Done(*entry) for entry in done])
+        heads = [None if summary is None else Heads(summary.revision, summary.running_bucket) for _, _, summary in done]
+        self.note_done(freq, [(item_id, mark, head) for (item_id, mark, _), head in zip(done, heads, strict=True)])
+
+    def note_done(self, freq: str, done: Sequence[tuple[str, int | None, Heads | None]]) -> None:
+        """What forecasts change in memory: (item_id, mark that was read, the forecast's head or None = withdrawn)."""
         dirty, heads = self.claim.dirty[freq], self.claim.heads[freq]
-        for item_id, mark, summary in done:
+        for item_id, mark, head in done:
             if mark is not None and dirty.get(item_id) == mark:
                 del dirty[item_id]
-            if summary is None:
+            if head is None:
                 heads.pop(item_id, None)
             else:
-                heads[item_id] = Heads(summary.revision, summary.running_bucket)
+                heads[item_id] = head
 
     def _zones(self) -> set[str]:
         calendar = self._rules.retention.calendar

@@ -15,6 +15,12 @@ DUPLICATES = Counter(
     ["source"],
     registry=REGISTRY,
 )
+COUNTED_BEFORE = Counter(
+    "shelfcast_counted_before",
+    "Live events dropped since a table that the features were filled from holds them.",
+    ["source"],
+    registry=REGISTRY,
+)
 LOST = Counter(
     "shelfcast_lost_offsets", "Offsets that Kafka no longer held when they were due.", ["source"], registry=REGISTRY
 )

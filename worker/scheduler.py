@@ -23,7 +23,7 @@ from feature_store.events import CalendarEntry
 from feature_store.features import FEATURE_INDEX, BucketRows
 from feature_store.items import Item, ProductState
 from feature_store.layout import ForecastSummary
-from feature_store.store import BehindError, FencedError
+from feature_store.store import BehindError, FencedError, Heads
 from forecaster.baselines import empirical_forecast
 from forecaster.contract import QUANTILE_LEVELS, ROWS_PER_PASS
 from forecaster.inputs import ModelInputs, ModelOutputs, Subject, build_inputs, running_buckets
@@ -62,6 +62,7 @@ class Lane(Protocol):
     closed: bool
 
     def owed(self, freq: str) -> int: ...
+    def is_touched(self, freq: str, item_id: str) -> bool: ...
     def touched(self, freq: str, most: int | None = None) -> list[str]: ...
     def stale(self, freq: str) -> list[str]: ...
     def is_delisted(self, item_id: str) -> bool: ...
@@ -70,6 +71,20 @@ class Lane(Protocol):
     async def forecasts_done(
         self, freq: str, done: Sequence[tuple[str, int | None, ForecastSummary | None]]
     ) -> None: ...
+    def note_done(self, freq: str, done: Sequence[tuple[str, int | None, Heads | None]]) -> None: ...
+
+
+class Prepared(NamedTuple):
+    """Forecasts of one lane's items that are to be made: their inputs, and what those were read from; row for row."""
+
+    lane: Lane
+    freq: str
+    read: LaneRead
+    inputs: ModelInputs
+
+
+# What becomes of prepared forecasts of one frequency: live they are made and published.
+Finish = Callable[[str, Sequence[Prepared]], Awaitable[None]]
 
 
 class Reply(Protocol):
@@ -91,7 +106,7 @@ class ForecastRules:
     stored_buckets: Mapping[str, int]  # how many of them before the running one a forecast looks back on
     prediction_length: Mapping[str, int]
     calendar: ShopCalendar
-    global_entries: Callable[[], Sequence[CalendarEntry]]
+    global_entries: Callable[[int], Sequence[CalendarEntry]]  # the whole shop's calendar, as known at a cutoff
     config_hash: str
     model_name: str
     batch_size: int
@@ -101,37 +116,32 @@ class ForecastRules:
     issued_at_ms: Callable[[int], int]  # from the cutoff: the wall clock live, the cutoff itself in replay
 
 
-class _Model(NamedTuple):
+class Model(NamedTuple):
     """Which model made a forecast."""
 
     name: str
     version: str
 
 
-BASELINE = _Model("empirical", "1")
+BASELINE = Model("empirical", "1")
 
 
-class _Answer(NamedTuple):
-    """A model's outputs for one lane's items, beside the inputs they were made from."""
+class Messages(NamedTuple):
+    """Forecasts of one lane's items, ready to be sent; `done` is what is to be stored of them afterwards."""
 
-    inputs: ModelInputs
-    outputs: ModelOutputs
-    model: _Model
-
-
-class _Made(NamedTuple):
-    """Forecasts of one lane's items, ready to be sent."""
-
-    lane: Lane
     messages: list[tuple[str, bytes | None]]
     done: list[tuple[str, int | None, ForecastSummary | None]]
 
 
 class Scheduler:
-    """Forecasts what lanes owe. Owns no lane: they are handed in."""
+    """Forecasts what lanes owe. Owns no lane: they are handed in.
 
-    def __init__(self, rules: ForecastRules) -> None:
+    `finish` takes what was prepared instead of the model and Kafka: a backtest scores it.
+    """
+
+    def __init__(self, rules: ForecastRules, finish: Finish | None = None) -> None:
         self._rules = rules
+        self._finish = finish or self.publish
         self._degraded: dict[tuple[str, str], Lane] = {}  # (freq, item_id): owed again once the model is back
         self._in_flight: set[tuple[str, str]] = set()  # (freq, item_id): two rounds at once must not send one item
         self._turns = itertools.count()
@@ -183,6 +193,8 @@ class Scheduler:
             owed = dict.fromkeys([*lane.touched(freq), *lane.stale(freq)])
             items = list(owed)
             for start in range(0, len(items), self._rules.batch_size):
+                if lane.closed:  # the rest is for its next owner
+                    return
                 chunk = items[start : start + self._rules.batch_size]
                 await self.forecast_batch(freq, [(lane, item_id) for item_id in chunk])
 
@@ -206,28 +218,37 @@ class Scheduler:
         """Forecast items of any lanes at one frequency.
 
         1. Read each lane's contexts, with the positions that say what is in them: one round trip a lane.
-        2. One request to the model; without an answer a baseline takes its place.
-        3. Send, and wait until Kafka has acknowledged.
-        4. Store what was sent; clear the marks of items that nothing has touched since.
+        2. Make the model's inputs of them.
+        3. Finish: make and publish them, or whatever this scheduler was told to do instead.
         """
         by_lane: dict[Lane, list[str]] = {}
         for lane, item_id in batch:
             by_lane.setdefault(lane, []).append(item_id)
         results = await asyncio.gather(*(self._withdraw_or_read(lane, freq, ids) for lane, ids in by_lane.items()))
         reads = [(lane, read) for lane, read in results if read is not None and read.subjects]  # 1
-        if not reads:
-            return 0
-        inputs = [self._inputs(freq, read) for _, read in reads]
-        joined = ModelInputs(*(np.concatenate(parts) for parts in zip(*inputs, strict=True)))
-        outputs, model = await self._infer(freq, joined)  # 2
+        prepared = [Prepared(lane, freq, read, self._inputs(freq, read)) for lane, read in reads]  # 2
+        if prepared:
+            await self._finish(freq, prepared)  # 3
+        return sum(len(one.read.subjects) for one in prepared)
+
+    async def publish(self, freq: str, prepared: Sequence[Prepared]) -> None:
+        """Make forecasts of one frequency and bring them out.
+
+        1. One request to the model; without an answer a baseline takes its place.
+        2. Send, and wait until Kafka has acknowledged.
+        3. Store what was sent; clear the marks of items that nothing has touched since.
+        """
+        joined = ModelInputs(*(np.concatenate(parts) for parts in zip(*(one.inputs for one in prepared), strict=True)))
+        outputs, model = await self._infer(freq, joined)  # 1
         made, start = [], 0
-        for (lane, read), part in zip(reads, inputs, strict=True):
-            stop = start + len(read.subjects)
+        for one in prepared:
+            stop = start + len(one.read.subjects)
             own = ModelOutputs(*(array[start:stop] for array in outputs))
-            made.append(self._messages(lane, read, freq, _Answer(part, own, model)))
+            made.append(forecast_messages(self._rules, one, own, model))
             start = stop
-        await asyncio.gather(*(self._publish(freq, one, model) for one in made))  # 3, 4
-        return start
+        await asyncio.gather(  # 2, 3
+            *(self._publish(freq, one.lane, own, model) for one, own in zip(prepared, made, strict=True))
+        )
 
     async def _withdraw_or_read(self, lane: Lane, freq: str, item_ids: Sequence[str]) -> tuple[Lane, LaneRead | None]:
         try:
@@ -256,45 +277,50 @@ class Scheduler:
     def _inputs(self, freq: str, read: LaneRead) -> ModelInputs:
         subjects = [Subject(item, product) for item, product in read.subjects]
         length = self._rules.prediction_length[freq]
-        entries = self._rules.global_entries()
+        entries = self._rules.global_entries(read.cutoff_ms)
         rows = read.rows._replace(bucket=week_of_day(read.rows.bucket)) if freq == "1w" else read.rows
         return build_inputs(freq, read.cutoff_ms, subjects, rows, self._rules.calendar, entries, length)
 
-    async def _infer(self, freq: str, inputs: ModelInputs) -> tuple[ModelOutputs, _Model]:
+    async def _infer(self, freq: str, inputs: ModelInputs) -> tuple[ModelOutputs, Model]:
         try:
             reply = await self._rules.infer(inputs)
         except ForecastUnavailableError:
             outputs = empirical_forecast(inputs, self._rules.prediction_length[freq])
             return outputs, BASELINE
-        return reply.outputs, _Model(self._rules.model_name, reply.model_version)
+        return reply.outputs, Model(self._rules.model_name, reply.model_version)
 
-    def _messages(self, lane: Lane, read: LaneRead, freq: str, answer: _Answer) -> _Made:
-        writer = _ForecastWriter(self._rules, freq, read, answer.model)
-        rounded = _Rounded(*(np.round(array.astype(np.float64), 3).tolist() for array in answer.outputs))
-        observed = np.round(answer.inputs.running[:, FEATURE_INDEX["units"]].astype(np.float64), 3).tolist()
-        messages: list[tuple[str, bytes | None]] = []
-        done: list[tuple[str, int | None, ForecastSummary | None]] = []
-        for i, (item, _) in enumerate(read.subjects):
-            forecast, summary = writer.write(i, rounded, observed[i])
-            messages.append((item.item_id, msgspec.json.encode(forecast)))
-            done.append((item.item_id, read.marks[i], summary))
-        return _Made(lane, messages, done)
-
-    async def _publish(self, freq: str, made: _Made, model: _Model) -> None:
+    async def _publish(self, freq: str, lane: Lane, made: Messages, model: Model) -> None:
         degraded = model == BASELINE
+        if lane.closed:
+            # Its next owner makes them, and may have sent later ones already: these would come after those.
+            return
         try:
-            await made.lane.send_forecasts(self._rules.topic, freq, made.messages)
-            await made.lane.forecasts_done(freq, made.done)
+            await lane.send_forecasts(self._rules.topic, freq, made.messages)
+            await lane.forecasts_done(freq, made.done)
         except (FencedError, BehindError) as error:
             logger.warning("sent forecasts are not stored, the lane's next owner makes them anew: %s", error)
-            made.lane.closed = True
+            lane.closed = True
             return
         metrics.FORECASTS.labels(freq, str(degraded).lower()).inc(len(made.messages))
         for item_id, _ in made.messages:
             if degraded:
-                self._degraded[freq, item_id] = made.lane
+                self._degraded[freq, item_id] = lane
             else:
                 self._degraded.pop((freq, item_id), None)
+
+
+def forecast_messages(rules: ForecastRules, prepared: Prepared, outputs: ModelOutputs, model: Model) -> Messages:
+    """What is sent of one lane's forecasts, and what is stored of them."""
+    freq, read = prepared.freq, prepared.read
+    writer = _ForecastWriter(rules, freq, read, model)
+    rounded = _Rounded(*(np.round(array.astype(np.float64), 3).tolist() for array in outputs))
+    observed = np.round(prepared.inputs.running[:, FEATURE_INDEX["units"]].astype(np.float64), 3).tolist()
+    made = Messages([], [])
+    for i, (item, _) in enumerate(read.subjects):
+        forecast, summary = writer.write(i, rounded, observed[i])
+        made.messages.append((item.item_id, msgspec.json.encode(forecast)))
+        made.done.append((item.item_id, read.marks[i], summary))
+    return made
 
 
 class _Rounded(NamedTuple):
@@ -308,7 +334,7 @@ class _Rounded(NamedTuple):
 class _ForecastWriter:
     """Turns rows of model outputs into messages of one lane, frequency and cutoff."""
 
-    def __init__(self, rules: ForecastRules, freq: str, read: LaneRead, model: _Model) -> None:
+    def __init__(self, rules: ForecastRules, freq: str, read: LaneRead, model: Model) -> None:
         self._rules = rules
         self._freq = freq
         self._read = read

@@ -120,6 +120,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         "1h",
         "1d",
     )
+    touched_freqs: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="of these, an item is forecast as soon as an event touches it; else when its bucket has closed"
+        ),
+    ] = ("1h", "1d", "1w")
+    refreshed_freqs: Annotated[
+        tuple[str, ...],
+        Meta(description="of these, all live items are forecast anew when their bucket has closed"),
+    ] = ("1h", "1d", "1w")
     prediction_length_1h: Annotated[int, Meta(ge=1, description="hourly steps")] = 48
     prediction_length_1d: Annotated[int, Meta(ge=1, description="daily steps")] = 28
     prediction_length_1w: Annotated[int, Meta(ge=1, description="weekly steps")] = 13
@@ -140,9 +150,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     web_port: Annotated[int, Meta(ge=0, le=65535, description="port of /live, /ready and /metrics")] = 6066
 
     def __post_init__(self) -> None:
+        for field in ("forecast_freqs", "touched_freqs", "refreshed_freqs"):
+            for freq in getattr(self, field):
+                if freq not in WINDOWS:
+                    raise ValueError(f"{field}: {freq!r} is not one of {', '.join(WINDOWS)}")
         for freq in self.forecast_freqs:
-            if freq not in WINDOWS:
-                raise ValueError(f"forecast_freqs: {freq!r} is not one of {', '.join(WINDOWS)}")
             longest = WINDOWS[freq].max_prediction_length
             if self.prediction_length(freq) > longest:
                 raise ValueError(f"prediction_length_{freq}: at most {longest}, the model's own limit")

@@ -29,15 +29,18 @@ class WantedTopic(NamedTuple):
 def wanted_topics(settings: Settings) -> list[WantedTopic]:
     """Every topic a worker reads or writes."""
     count = settings.partition_count
-    wanted = [WantedTopic(settings.topic_calendar_global, 1, compacted=True)]
+    # A replay's records and ticks carry old timestamps: time-based retention would delete them at once. And compaction
+    # would take away states that ticks name: a worker that is killed would come back to others than it had before.
+    replaying = settings.clock == "event"
+    wanted = [WantedTopic(settings.topic_calendar_global, 1, compacted=not replaying, keep_forever=replaying)]
     for topic, source in settings.input_topics.items():
-        wanted.append(WantedTopic(topic, count, compacted=source in COMPACTED))
+        compacted = source in COMPACTED and not replaying
+        wanted.append(WantedTopic(topic, count, compacted, keep_forever=replaying))
         for aside in ("dlq", "late"):
             # The largest record that an input topic takes, with our headers, must fit in here.
             wanted.append(WantedTopic(f"{topic}.{aside}", count, compacted=False, most_bytes=ASIDE_BYTES))
     wanted.append(WantedTopic(settings.topic_forecasts, count, compacted=True))
-    if settings.clock == "event":
-        # A replay's ticks carry old timestamps: time-based retention would delete them at once.
+    if replaying:
         wanted.append(WantedTopic(settings.topic_clock, count, compacted=False, keep_forever=True))
     return wanted
 
@@ -76,7 +79,7 @@ def ensure_topics(settings: Settings, timeout_s: float = _TIMEOUT_S) -> list[str
     missing = [topic for topic in wanted if topic.name not in existing]
     findings = []
     if missing and settings.create_topics:
-        _create(admin, missing, settings.replication_factor)
+        create_topics(admin, missing, settings.replication_factor)
     elif missing:
         names = ", ".join(topic.name for topic in missing)
         findings.append(f"missing topics: {names}. Create them, or set SHELFCAST_CREATE_TOPICS=true.")
@@ -91,12 +94,18 @@ def ensure_topics(settings: Settings, timeout_s: float = _TIMEOUT_S) -> list[str
     return findings + _config_findings(admin, present)
 
 
-def _create(admin: AdminClient, topics: Sequence[WantedTopic], replication_factor: int) -> None:
+def create_topics(admin: AdminClient, topics: Sequence[WantedTopic], replication_factor: int) -> None:
+    """Create topics; those that have come to be meanwhile are left as they are.
+
+    Raises:
+        TopicError: the broker refuses one.
+    """
     new = []
     for topic in topics:
         config = {"cleanup.policy": "compact"} if topic.compacted else {}
         if topic.keep_forever:
             config["retention.ms"] = "-1"
+            config["message.timestamp.type"] = "CreateTime"
         if topic.most_bytes:
             config["max.message.bytes"] = str(topic.most_bytes)
         new.append(NewTopic(topic.name, topic.partitions, replication_factor, config=config))
@@ -127,5 +136,5 @@ def _config_findings(admin: AdminClient, topics: Sequence[WantedTopic]) -> list[
             findings.append(f"topic {topic.name} is compacted and would lose events: set cleanup.policy=delete on it.")
         retention = entries["retention.ms"].value if "retention.ms" in entries else None
         if topic.keep_forever and retention not in (None, "-1"):
-            findings.append(f"topic {topic.name} forgets old ticks: set retention.ms=-1 on it.")
+            findings.append(f"topic {topic.name} forgets a replay's old records: set retention.ms=-1 on it.")
     return findings

@@ -54,8 +54,8 @@ class Feed:
         with self._lock:
             for record in records:
                 headers = [(NUMBER_HEADER, str(record.number).encode())] if record.number else []
+                self._oracle.add(record)  # first: a worker may have counted it before this thread goes on
                 self._produce(record, headers)
-                self._oracle.add(record)
                 self.events += 1
 
     def _produce(self, record: Sent, headers: list[tuple[str, bytes]]) -> None:

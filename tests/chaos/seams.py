@@ -204,7 +204,7 @@ def scheduler(settings: Settings) -> Scheduler:
         stored_buckets={freq: stored_buckets(freq) for freq in settings.forecast_freqs},
         prediction_length={freq: settings.prediction_length(freq) for freq in settings.forecast_freqs},
         calendar=settings.shop_calendar(),
-        global_entries=tuple,
+        global_entries=lambda _: (),
         config_hash=settings.config_hash(),
         model_name=settings.model_name,
         batch_size=settings.forecast_batch_size,

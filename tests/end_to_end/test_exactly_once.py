@@ -19,7 +19,7 @@ from tests.end_to_end.shop import Shop
 from worker.demo import steps_of
 from worker.demo_events import load_demo_events
 from worker.local_stack import LocalStack
-from worker.replay import Replayer, ReplayRecord
+from worker.replayer import Replayer, TickedTopics
 from worker.topics import ensure_topics, kafka_client_config
 from worker.transport import murmur2_partition
 
@@ -36,11 +36,11 @@ def shop(stack: LocalStack, tmp_path: Path) -> Iterator[Shop]:
     shop.close()
 
 
-def _recompute(records: Iterable[ReplayRecord]) -> Cells:
+def _recompute(values: Iterable[bytes | None]) -> Cells:
     """Event by event, with datetime and Decimal."""
     cells: Cells = Counter()
-    for record in records:
-        event = json.loads(record.value, parse_float=Decimal)
+    for value in values:
+        event = json.loads(value or b"", parse_float=Decimal)
         seconds = event["event_time"] // 1000
         local = dt.datetime.fromtimestamp(seconds, _LONDON).date()
         buckets = {
@@ -96,13 +96,15 @@ def _standing(cells: Cells, shop: Shop, last_ms: int) -> dict[tuple[str, str, in
 def test_features_equal_a_recomputation_after_kills_at_any_moment(shop: Shop) -> None:
     events = load_demo_events(shop.settings, _PRODUCTS)
     ensure_topics(shop.settings)
-    replayer = Replayer(kafka_client_config(shop.settings), shop.settings.topic_clock, shop.settings.partition_count)
+    ticked = TickedTopics(shop.settings.topic_clock, shop.settings.partition_count, events.rows.topics)
+    replayer = Replayer(kafka_client_config(shop.settings), ticked)
     steps = [s for s in steps_of(events, shop.settings) if s.tick_ms < events.first_ms + _DAYS * 86_400_000]
     for step in steps:
-        replayer.send(events.records[step.first : step.stop])
+        replayer.send(events.rows.part(step.first, step.stop))
         replayer.tick(step.tick_ms)
-    sent = events.records[: steps[-1].stop]
-    orders = sum(record.topic == shop.settings.topic_orders for record in sent)
+    replayer.flush()
+    sent = events.rows.part(0, steps[-1].stop)
+    orders = sum(sent.topics[topic] == shop.settings.topic_orders for topic in sent.topic.tolist())
 
     worker = shop.start_worker()
     moments = random.Random(1)  # a seeded choice of moments: how much has been counted when the worker is killed
@@ -113,7 +115,7 @@ def test_features_equal_a_recomputation_after_kills_at_any_moment(shop: Shop) ->
     shop.wait_for_positions("orders", orders)
     shop.wait_for_positions("clock", len(steps) * shop.settings.partition_count)
 
-    products = {record.key for record in sent}
-    expected = _standing(_recompute(sent), shop, steps[-1].tick_ms)
+    products = {(key or b"").decode() for key in sent.keys}
+    expected = _standing(_recompute(sent.values), shop, steps[-1].tick_ms)
     assert _standing(_stored(shop, products), shop, steps[-1].tick_ms) == expected
     assert len(expected) > 2_000

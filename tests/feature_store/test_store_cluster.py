@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from feature_store.layout import Keys
+from feature_store.snapshot_files import About, SnapshotWriter
+from feature_store.snapshots import RestoreRules, load_snapshot, save_partition
 from feature_store.store import BehindError, Claim, Done, FeatureStore, FencedError, StoreRefusedError
 from tests.feature_store.stores import (
     FREQS,
@@ -335,3 +337,28 @@ async def test_a_wrong_password_is_refused_instead_of_waited_for(tmp_path: Path)
                 await shop.store.claim(0)
         async with open_shop(cluster, cluster.url.replace("//", "//:secret@")) as shop:
             await shop.store.claim(0)
+
+
+async def test_partitions_are_saved_and_restored_on_a_cluster_while_their_slot_moves(
+    cluster: LocalRedisCluster, tmp_path: Path
+) -> None:
+    series = [f"item{n}" for n in range(40)]
+    async with open_shop(cluster) as shop, open_shop(cluster) as other:
+        claim = await shop.store.claim(0)
+        await sell(shop.store, claim, 1, *series)
+        move = cluster.begin_move(shop.slot(0))
+        move.move_keys(20)
+        copying = asyncio.create_task(shop.store.copy_partition(0))
+        with Noticed() as noticed:  # half of the keys are elsewhere: a copy waits until they are together
+            await noticed.in_call(copying)
+        move.finish()
+        copy = await copying
+        assert copy is not None
+        assert set(copy.sums) == set(series)
+        writer = SnapshotWriter(tmp_path / "saved")
+        assert await save_partition(shop.store, writer, 0) is not None
+        writer.close(About("shop", PARTITIONS, FREQS, {}, chosen=False))
+        await load_snapshot(other.store, tmp_path / "saved", RestoreRules(partition_of=lambda _: 0))
+        there = await other.store.claim(0)
+        assert there.positions == {TOPIC: 1}
+        assert await units(other.store, there, "item7") == {7: 1}

@@ -60,7 +60,7 @@ class Shop:
                 stored_buckets={"1d": 182},
                 prediction_length={"1d": 28},
                 calendar=_CALENDAR,
-                global_entries=tuple,
+                global_entries=lambda _: (),
                 config_hash="c",
                 model_name="m",
                 batch_size=4,

@@ -1,0 +1,397 @@
+"""A snapshot as files: Parquet tables with the names that things have in messages, and a manifest. No Redis here.
+
+    manifest.json                     written last; see Manifest
+    partition-00000/sums.parquet      series_id, product_id, location_id, freq, bucket, one int64 column a feature, in
+                                      units_per_one-ths: one row a series, frequency and bucket, sorted so
+    …/items.parquet                   item_id, product_id, location_id, first_event_ms, last_event_ms
+    …/products.parquet                product_id, state: JSON of items.ProductState
+    …/dirty.parquet                   freq, item_id, mark
+    …/forecasts.parquet               freq, item_id, the fields of layout.ForecastSummary
+    …/event_ids.parquet               source, generation, event_id
+    calendar_global.parquet           key, value, timestamp_ms: the last record of each key
+
+Nothing in it depends on the layout in Redis, so another version of shelfcast can read it. A folder is complete or has
+another name: it is filled as NAME.partial and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+import msgspec
+import numpy as np
+
+from feature_store.chunks import FREQ_LETTERS, SOURCE_LETTERS, ChunkTexts, unpack_chunks
+from feature_store.features import FEATURES, BucketRows
+from feature_store.items import Item, ProductState
+from feature_store.layout import LAYOUT_VERSION, ForecastSummary, unpack_summary
+from feature_store.partition_fields import PartitionFields
+from feature_store.store_errors import StoreError
+
+FORMAT_VERSION = 1
+_SERIES_AT_ONCE = 500  # a row group of `sums` holds all rows of so many
+_ROWS_AT_ONCE = 50_000
+_MANIFEST = "manifest.json"
+_SUMMARY_FIELDS = tuple(info.name for info in msgspec.structs.fields(ForecastSummary))
+
+
+class SnapshotError(StoreError):
+    """A folder is no whole snapshot, or can't be used here; the message names the remedy."""
+
+
+class FileEntry(msgspec.Struct, frozen=True):
+    """A file of the snapshot; `path` is relative to its folder."""
+
+    path: str
+    sha256: str
+    rows: int
+
+
+class PartitionEntry(msgspec.Struct, frozen=True):
+    """A partition as it stood at `taken_ms`. `files` by table."""
+
+    taken_ms: int
+    fields: PartitionFields
+    files: dict[str, FileEntry]
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """What a snapshot is of. `meaning`: the settings without which its numbers mean something else."""
+
+    format_version: int
+    layout_version: int
+    namespace: str
+    created_ms: int
+    partition_count: int
+    forecast_freqs: list[str]
+    features: list[str]
+    meaning: dict[str, Any]
+    chosen: bool  # only some partitions were asked for; of the others nothing is known
+    partitions: dict[int, PartitionEntry]
+    calendar_global: FileEntry | None = None
+
+
+class CalendarRecord(NamedTuple):
+    """A record of the whole shop's calendar topic."""
+
+    key: bytes
+    value: bytes
+    timestamp_ms: int
+
+
+class Copied(NamedTuple):
+    """A partition to be written: see partition_copy.PartitionCopy."""
+
+    partition: int
+    taken_ms: int
+    fields: PartitionFields
+    items: Mapping[str, Item]
+    products: Mapping[str, ProductState]
+    dirty: Mapping[str, Mapping[str, int]]
+    forecasts: Mapping[str, Mapping[str, bytes]]
+    ids: Mapping[tuple[str, int], set[bytes]]
+    sums: Mapping[str, Sequence[bytes]]
+
+
+class About(NamedTuple):
+    """What the manifest says of the whole; see Manifest."""
+
+    namespace: str
+    partition_count: int
+    forecast_freqs: Sequence[str]
+    meaning: Mapping[str, Any]
+    chosen: bool
+
+
+class SnapshotWriter:
+    """Fills a folder. `close` gives it its name; until then, or when it is left out, there is no snapshot."""
+
+    def __init__(self, folder: Path) -> None:
+        if folder.exists():
+            raise SnapshotError(f"{folder} exists: choose another folder, or remove it first")
+        self._folder = folder
+        self._partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(self._partial, ignore_errors=True)  # of a snapshot that was killed
+        self._partial.mkdir(parents=True)
+        self._partitions: dict[int, PartitionEntry] = {}
+        self._calendar: FileEntry | None = None
+
+    def add_partition(self, copied: Copied) -> None:
+        """Write one partition's tables."""
+        tables = {
+            "sums": _sums_tables(copied.sums),
+            "items": _row_tables(_ITEM_COLUMNS, (msgspec.structs.astuple(item) for item in copied.items.values())),
+            "products": _row_tables(
+                _PRODUCT_COLUMNS,
+                ((name, msgspec.json.encode(state).decode()) for name, state in copied.products.items()),
+            ),
+            "dirty": _row_tables(
+                _DIRTY_COLUMNS,
+                ((freq, item_id, mark) for freq, marks in copied.dirty.items() for item_id, mark in marks.items()),
+            ),
+            "forecasts": _row_tables(
+                _FORECAST_COLUMNS,
+                (
+                    (freq, item_id, *msgspec.structs.astuple(unpack_summary(raw)))
+                    for freq, forecasts in copied.forecasts.items()
+                    for item_id, raw in forecasts.items()
+                ),
+            ),
+            "event_ids": _row_tables(
+                _ID_COLUMNS,
+                ((source, g, one.decode()) for (source, g), ids in copied.ids.items() for one in sorted(ids)),
+            ),
+        }
+        name = f"partition-{copied.partition:05d}"
+        (self._partial / name).mkdir()
+        files = {
+            table: self._write(f"{name}/{table}.parquet", columns, tables[table]) for table, columns in _COLUMNS.items()
+        }
+        self._partitions[copied.partition] = PartitionEntry(copied.taken_ms, copied.fields, files)
+
+    def add_calendar(self, records: Sequence[CalendarRecord]) -> None:
+        """Write the whole shop's calendar."""
+        self._calendar = self._write(
+            "calendar_global.parquet", _CALENDAR_COLUMNS, _row_tables(_CALENDAR_COLUMNS, records)
+        )
+
+    def close(self, about: About) -> Manifest:
+        """Write the manifest and give the folder its name."""
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            layout_version=LAYOUT_VERSION,
+            namespace=about.namespace,
+            created_ms=time.time_ns() // 1_000_000,
+            partition_count=about.partition_count,
+            forecast_freqs=list(about.forecast_freqs),
+            features=[feature.name for feature in FEATURES],
+            meaning=dict(about.meaning),
+            chosen=about.chosen,
+            partitions=self._partitions,
+            calendar_global=self._calendar,
+        )
+        with (self._partial / _MANIFEST).open("wb") as file:
+            file.write(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
+            file.flush()
+            os.fsync(file.fileno())
+        self._partial.rename(self._folder)
+        return manifest
+
+    def _write(self, path: str, columns: Mapping[str, str], tables: Iterator[Any]) -> FileEntry:
+        import pyarrow.parquet as pq  # noqa: PLC0415 - a worker needs none
+
+        target, rows = self._partial / path, 0
+        with target.open("wb") as file:
+            with pq.ParquetWriter(file, _schema(columns), compression="zstd") as writer:
+                for table in tables:
+                    writer.write_table(table, row_group_size=max(table.num_rows, 1))
+                    rows += table.num_rows
+            file.flush()
+            os.fsync(file.fileno())
+        return FileEntry(path, _sha256(target), rows)
+
+
+class Snapshot:
+    """A snapshot read from its folder; tables are read part by part."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder, self.manifest = folder, manifest
+
+    @classmethod
+    def open(cls, folder: Path) -> Snapshot:
+        """Raises SnapshotError, which names the remedy."""
+        path = folder / _MANIFEST
+        try:
+            raw = path.read_bytes()
+        except OSError as error:
+            partial = folder.with_name(f"{folder.name}.partial")
+            hint = f" {partial} was left by one that was killed." if partial.exists() else ""
+            raise SnapshotError(f"{folder} is no snapshot: {path} can't be read ({error.strerror}).{hint}") from error
+        try:
+            version = msgspec.json.decode(raw)["format_version"]
+            if version > FORMAT_VERSION:
+                raise SnapshotError(
+                    f"{folder} has format {version}, this version reads up to {FORMAT_VERSION}: use a newer shelfcast"
+                )
+            return cls(folder, msgspec.json.decode(raw, type=Manifest))
+        except (msgspec.MsgspecError, KeyError, TypeError) as error:
+            raise SnapshotError(f"{path} is damaged ({error}): take the snapshot from a backup") from error
+
+    @property
+    def digest(self) -> str:
+        """Names this very snapshot: everything in it is named in the manifest by its sha256."""
+        return _sha256(self.folder / _MANIFEST)[:16]
+
+    def verify(self) -> None:
+        """Compare every file with the manifest. Raises SnapshotError."""
+        entries = [entry for partition in self.manifest.partitions.values() for entry in partition.files.values()]
+        for entry in [*entries, *([self.manifest.calendar_global] if self.manifest.calendar_global else [])]:
+            path = self.folder / entry.path
+            if not path.is_file() or _sha256(path) != entry.sha256:
+                raise SnapshotError(f"{path} is missing or not what the manifest says: take the snapshot from a backup")
+
+    def calendar(self) -> list[CalendarRecord]:
+        """The whole shop's calendar; the last record of each key."""
+        if self.manifest.calendar_global is None:
+            return []
+        return [
+            CalendarRecord(*row)
+            for batch in self._batches(self.manifest.calendar_global)
+            for row in zip(*_columns(batch, ("key", "value", "timestamp_ms")), strict=True)
+        ]
+
+    def rows(self, partition: int, table: str) -> Iterator[list[tuple[Any, ...]]]:
+        """Rows of one of the tables but `sums`, as this version's columns; some at a time."""
+        for batch in self._batches(self.manifest.partitions[partition].files[table]):
+            yield list(zip(*_columns(batch, tuple(_COLUMNS[table])), strict=True))
+
+    def sums(self, partition: int) -> Iterator[tuple[str, list[str], list[str], BucketRows]]:
+        """(freq, series_ids, their product_ids, rows): whole rows of some series at a time, `rows.item` is the index
+        into them."""
+        for batch in self._batches(self.manifest.partitions[partition].files["sums"]):
+            freqs, series, products, buckets = _columns(batch, ("freq", "series_id", "product_id", "bucket"))
+            numbers = np.zeros((batch.num_rows, len(FEATURES)), dtype=np.int64)
+            for i, feature in enumerate(FEATURES):
+                if feature.name in batch.schema.names:
+                    numbers[:, i] = batch.column(feature.name).to_numpy(zero_copy_only=False)
+            bucket = np.array(buckets, dtype=np.int64)
+            for freq in dict.fromkeys(freqs):
+                own = np.array([one == freq for one in freqs], dtype=np.bool_)
+                named = {s: p for s, p, mine in zip(series, products, own.tolist(), strict=True) if mine}
+                index = {name: i for i, name in enumerate(named)}
+                item = np.array([index[s] for s, mine in zip(series, own.tolist(), strict=True) if mine], np.int64)
+                yield freq, list(named), list(named.values()), BucketRows(item, bucket[own], numbers[own])
+
+    def _batches(self, entry: FileEntry) -> Iterator[Any]:
+        import pyarrow.parquet as pq  # noqa: PLC0415 - a worker needs none
+
+        with pq.ParquetFile(self.folder / entry.path) as file:
+            for number in range(file.num_row_groups):
+                yield file.read_row_group(number)
+
+
+def product_of(series_id: str) -> str:
+    """The product of a series; see events.item_id_of."""
+    return unquote(series_id.partition("@")[0])
+
+
+_ITEM_COLUMNS = {
+    "item_id": "string",
+    "product_id": "string",
+    "location_id": "string",
+    "first_event_ms": "int64",
+    "last_event_ms": "int64",
+}
+_PRODUCT_COLUMNS = {"product_id": "string", "state": "string"}
+_DIRTY_COLUMNS = {"freq": "string", "item_id": "string", "mark": "int64"}
+_FORECAST_COLUMNS = {
+    "freq": "string",
+    "item_id": "string",
+    **dict.fromkeys(_SUMMARY_FIELDS, "list"),
+    **dict.fromkeys(("forecast_id", "model_name", "model_version"), "string"),
+    **dict.fromkeys(("revision", "running_bucket", "cutoff", "issued_at"), "int64"),
+    "degraded": "bool",
+}
+_ID_COLUMNS = {"source": "string", "generation": "int64", "event_id": "string"}
+_SUMS_COLUMNS = {
+    "series_id": "string",
+    "product_id": "string",
+    "location_id": "string",
+    "freq": "string",
+    "bucket": "int64",
+    **{feature.name: "int64" for feature in FEATURES},
+}
+_CALENDAR_COLUMNS = {"key": "binary", "value": "binary", "timestamp_ms": "int64"}
+_COLUMNS = {
+    "sums": _SUMS_COLUMNS,
+    "items": _ITEM_COLUMNS,
+    "products": _PRODUCT_COLUMNS,
+    "dirty": _DIRTY_COLUMNS,
+    "forecasts": _FORECAST_COLUMNS,
+    "event_ids": _ID_COLUMNS,
+}
+
+
+def _schema(columns: Mapping[str, str]) -> Any:
+    import pyarrow as pa  # noqa: PLC0415 - a worker needs none
+
+    kinds = {
+        "string": pa.string(),
+        "int64": pa.int64(),
+        "bool": pa.bool_(),
+        "binary": pa.binary(),
+        "list": pa.list_(pa.float64()),
+    }
+    return pa.schema([(name, kinds[kind]) for name, kind in columns.items()])
+
+
+def _row_tables(columns: Mapping[str, str], rows: Any) -> Iterator[Any]:
+    """Rows as tables of a bearable size."""
+    import pyarrow as pa  # noqa: PLC0415 - a worker needs none
+
+    schema = _schema(columns)
+    for _, some in groupby(enumerate(rows), key=lambda numbered: numbered[0] // _ROWS_AT_ONCE):
+        parts = zip(*(row for _, row in some), strict=True)
+        yield pa.table([pa.array(part, field.type) for part, field in zip(parts, schema, strict=True)], schema=schema)
+
+
+def _sums_tables(sums: Mapping[str, Sequence[bytes]]) -> Iterator[Any]:
+    """One row a series, frequency and bucket, from the chunks of chunks.py."""
+    import pyarrow as pa  # noqa: PLC0415 - a worker needs none
+
+    names = sorted(sums)
+    for start in range(0, len(names), _SERIES_AT_ONCE):
+        some = names[start : start + _SERIES_AT_ONCE]
+        parts = [(freq, _rows_of(freq, [sums[name] for name in some])) for freq in FREQ_LETTERS]
+        item = np.concatenate([rows.item for _, rows in parts])
+        freq = np.repeat([freq for freq, _ in parts], [len(rows.item) for _, rows in parts])
+        bucket = np.concatenate([rows.bucket for _, rows in parts])
+        values = np.concatenate([rows.values for _, rows in parts])
+        products = np.array([product_of(name) for name in some], dtype=object)
+        locations = np.array([unquote(name.partition("@")[2]) for name in some], dtype=object)
+        series = np.array(some, dtype=object)
+        columns = [series[item], products[item], locations[item], freq.astype(object), bucket, *values.T]
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, _schema(_SUMS_COLUMNS), strict=True)]
+        yield pa.table(arrays, schema=_schema(_SUMS_COLUMNS))
+
+
+def _rows_of(freq: str, hashes: Sequence[Sequence[bytes]]) -> BucketRows:
+    """All rows of some series at one frequency, added up by bucket, sorted by series and bucket."""
+    by_source = {}
+    for source, letter in SOURCE_LETTERS.items():
+        prefix = (FREQ_LETTERS[freq] + letter).encode()
+        found = [
+            (i, int(field[2:]), text)
+            for i, parts in enumerate(hashes)
+            for field, text in zip(parts[::2], parts[1::2], strict=True)
+            if field.startswith(prefix)
+        ]
+        by_source[source] = ChunkTexts(
+            np.array([i for i, _, _ in found], dtype=np.int64),
+            np.array([number for _, number, _ in found], dtype=np.int64),
+            [text for _, _, text in found],
+        )
+    rows = unpack_chunks(freq, by_source)
+    if not len(rows.item):
+        return rows
+    order = np.lexsort((rows.bucket, rows.item))
+    item, bucket = rows.item[order], rows.bucket[order]
+    starts = np.flatnonzero(np.r_[True, (np.diff(item) != 0) | (np.diff(bucket) != 0)])
+    return BucketRows(item[starts], bucket[starts], np.add.reduceat(rows.values[order], starts, axis=0))
+
+
+def _columns(batch: Any, names: Sequence[str]) -> list[list[Any]]:
+    return [batch.column(name).to_pylist() for name in names]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,62 @@
+"""What settings mean for lanes and forecasts: the same live, in a replay and in a backtest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from feature_store.events import CalendarEntry
+from feature_store.plan import Retention
+from forecaster.inputs import ModelInputs
+from worker.lane_state import LaneRules, Send
+from worker.scheduler import ForecastRules, Reply
+from worker.settings import Settings, stored_buckets, stored_freq
+from worker.transport import murmur2_partition
+
+
+def lane_rules(settings: Settings, *, clock_topic: str, send: Send) -> LaneRules:
+    """Rules of lanes; an empty `clock_topic` means that they are live."""
+    count = settings.partition_count
+    return LaneRules(
+        sources=settings.input_topics,
+        clock_topic=clock_topic,
+        retention=Retention(settings.shop_calendar(), settings.retention),
+        forecast_freqs=settings.forecast_freqs,
+        limits=settings.decode_limits(lambda product_id: murmur2_partition(product_id, count)),
+        dedup_window_ms=settings.dedup_window_ms,
+        out_of_orderness_ms=settings.out_of_orderness_ms,
+        max_future_ms=settings.max_future_ms,
+        live_days=settings.live_days,
+        max_reject_share=settings.max_reject_share,
+        reject_window=settings.reject_window,
+        send=send,
+        touched_freqs=settings.touched_freqs,
+        refreshed_freqs=settings.refreshed_freqs,
+    )
+
+
+def forecast_rules(
+    settings: Settings,
+    *,
+    live: bool,
+    global_entries: Callable[[int], Sequence[CalendarEntry]],
+    infer: Callable[[ModelInputs], Awaitable[Reply]],
+    model_is_away: Callable[[], bool],
+) -> ForecastRules:
+    """Rules of forecasts. A forecast that is not live is issued at its cutoff, so that it comes out the same again."""
+    return ForecastRules(
+        topic=settings.topic_forecasts,
+        freqs=settings.forecast_freqs,
+        stored_freq={freq: stored_freq(freq) for freq in settings.forecast_freqs},
+        stored_buckets={freq: stored_buckets(freq) for freq in settings.forecast_freqs},
+        prediction_length={freq: settings.prediction_length(freq) for freq in settings.forecast_freqs},
+        calendar=settings.shop_calendar(),
+        global_entries=global_entries,
+        config_hash=settings.config_hash(),
+        model_name=settings.model_name,
+        batch_size=settings.forecast_batch_size,
+        refresh_per_s=settings.refresh_per_s,
+        infer=infer,
+        model_is_away=model_is_away,
+        issued_at_ms=(lambda _: time.time_ns() // 1_000_000) if live else (lambda cutoff_ms: cutoff_ms),
+    )
