@@ -14,6 +14,7 @@ the live topics is exact in one of two ways:
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -22,13 +23,13 @@ from pathlib import Path
 import click
 import msgspec
 
-from feature_store.plan import Retention
 from feature_store.store import BackfillTable, Claim, FeatureStore, FencedError, StoreRefusedError
 from worker.aside import Message
 from worker.backfill_tables import SOURCES, PastEvents, TableFiles, slices
 from worker.errors import ShelfcastError, TableError
 from worker.lane import Lane
 from worker.lane_state import LaneRules
+from worker.rules import lane_rules
 from worker.settings import Settings, load_settings
 from worker.snapshot import TimeType, run_on_store
 from worker.transport import murmur2_partition
@@ -182,23 +183,9 @@ class Backfill:
         return BackfillTable(table.source, table.digest, table.live_topic, table.before_ms)
 
     def _rules(self) -> LaneRules:
-        settings = self._settings
-        count = settings.partition_count
-        return LaneRules(
-            sources={table.topic: table.source for table in self._tables},
-            clock_topic="",
-            retention=Retention(settings.shop_calendar(), settings.retention),
-            forecast_freqs=settings.forecast_freqs,
-            limits=settings.decode_limits(lambda product_id: murmur2_partition(product_id, count)),
-            dedup_window_ms=settings.dedup_window_ms,
-            out_of_orderness_ms=settings.out_of_orderness_ms,
-            max_future_ms=settings.max_future_ms,
-            live_days=settings.live_days,
-            max_reject_share=settings.max_reject_share,
-            reject_window=settings.reject_window,
-            send=self._aside.send,
-            now_ms=lambda: self._now_ms,
-        )
+        rules = lane_rules(self._settings, clock_topic="", send=self._aside.send)
+        sources = {table.topic: table.source for table in self._tables}
+        return dataclasses.replace(rules, sources=sources, now_ms=lambda: self._now_ms)
 
 
 def _past_events(settings: Settings, files: TableFiles, before_ms: int | None) -> PastEvents:

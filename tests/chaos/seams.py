@@ -7,6 +7,7 @@ wrapped here; the code that runs in production has no hooks.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import random
 import re
@@ -14,19 +15,17 @@ import signal
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from feature_store.decoding import DecodeLimits
-from feature_store.plan import Retention
 from feature_store.store import FeatureStore
 from worker.app import Worker
 from worker.aside import Message
 from worker.errors import ForecastUnavailableError
 from worker.lane import Lane
 from worker.lane_keeper import LaneKeeper
-from worker.lane_state import LaneRules
 from worker.record_fetcher import RecordBatch
 from worker.records import Records
-from worker.scheduler import ForecastRules, Scheduler
-from worker.settings import Settings, stored_buckets, stored_freq
+from worker.rules import forecast_rules, lane_rules
+from worker.scheduler import Scheduler
+from worker.settings import Settings
 from worker.transport import BatchConsumer, murmur2_partition
 
 # The steps of a batch and of a forecast, in their order.
@@ -173,45 +172,14 @@ def lane_keeper(
 ) -> LaneKeeper:
     """The keeper of live lanes, as a worker has it, of counted topics only."""
     sources = {topic: s for topic, s in settings.input_topics.items() if s in ("orders", "clicks", "reviews")}
-    limits = DecodeLimits(
-        currency=settings.currency,
-        max_message_bytes=settings.max_message_bytes,
-        partition_of=partition_of(settings.partition_count),
-    )
-    rules = LaneRules(
-        sources=sources,
-        clock_topic="",
-        retention=Retention(settings.shop_calendar(), settings.retention),
-        forecast_freqs=settings.forecast_freqs,
-        limits=limits,
-        dedup_window_ms=settings.dedup_window_ms,
-        out_of_orderness_ms=settings.out_of_orderness_ms,
-        max_future_ms=settings.max_future_ms,
-        live_days=settings.live_days,
-        max_reject_share=settings.max_reject_share,
-        reject_window=settings.reject_window,
-        send=send,
-    )
+    rules = dataclasses.replace(lane_rules(settings, clock_topic="", send=send), sources=sources)
     return LaneKeeper(store, reader, rules, topics=tuple(sources), on_tick=None, crash=crash)
 
 
 def scheduler(settings: Settings) -> Scheduler:
     """Makes forecasts without a model server: by the baseline."""
-    rules = ForecastRules(
-        topic=settings.topic_forecasts,
-        freqs=settings.forecast_freqs,
-        stored_freq={freq: stored_freq(freq) for freq in settings.forecast_freqs},
-        stored_buckets={freq: stored_buckets(freq) for freq in settings.forecast_freqs},
-        prediction_length={freq: settings.prediction_length(freq) for freq in settings.forecast_freqs},
-        calendar=settings.shop_calendar(),
-        global_entries=lambda _: (),
-        config_hash=settings.config_hash(),
-        model_name=settings.model_name,
-        batch_size=settings.forecast_batch_size,
-        refresh_per_s=settings.refresh_per_s,
-        infer=_no_model,
-        model_is_away=lambda: True,
-        issued_at_ms=lambda cutoff_ms: cutoff_ms,
+    rules = forecast_rules(
+        settings, live=False, global_entries=lambda _: (), infer=_no_model, model_is_away=lambda: True
     )
     return Scheduler(rules)
 
