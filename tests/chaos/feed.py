@@ -41,22 +41,26 @@ class Feed:
 
     def pour(self, events: int) -> None:
         """Send that many records; returns when the broker has them."""
-        self.send(self._traffic.take(events))
+        self._send_next(events)
         self.flush()
 
     def open(self) -> None:
         """Send the traffic's opening."""
-        self.send(self._traffic.opening())
+        with self._lock:
+            self._send(self._traffic.opening())
         self.flush()
 
-    def send(self, records: Iterable[Sent]) -> None:
-        """Send records without waiting for the broker."""
-        with self._lock:
-            for record in records:
-                headers = [(NUMBER_HEADER, str(record.number).encode())] if record.number else []
-                self._oracle.add(record)  # first: a worker may have counted it before this thread goes on
-                self._produce(record, headers)
-                self.events += 1
+    def _send_next(self, events: int) -> None:
+        """Send that many records without waiting for the broker."""
+        with self._lock:  # the traffic, too, is one thread's at a time: else two events get one id
+            self._send(self._traffic.take(events))
+
+    def _send(self, records: Iterable[Sent]) -> None:
+        for record in records:
+            headers = [(NUMBER_HEADER, str(record.number).encode())] if record.number else []
+            self._oracle.add(record)  # first: a worker may have counted it before this thread goes on
+            self._produce(record, headers)
+            self.events += 1
 
     def _produce(self, record: Sent, headers: list[tuple[str, bytes]]) -> None:
         topic = self._topics[record.source]
@@ -93,5 +97,5 @@ class Feed:
         started, sent = time.monotonic(), 0
         while not done.wait(_STEP_S):
             due = int((time.monotonic() - started) * events_per_s) - sent
-            self.send(self._traffic.take(due))
+            self._send_next(due)
             sent += due
