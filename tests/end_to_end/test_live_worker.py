@@ -92,7 +92,8 @@ def test_click_and_review_reach_the_forecasts_of_every_location(shop: Shop) -> N
 
 def test_tombstoned_product_has_its_forecasts_tombstoned(shop: Shop) -> None:
     shop.order("chair", 1)
-    shop.forecast("chair", "1d")
+    for freq in ("1h", "1d"):
+        shop.forecast("chair", freq)
     shop.send("products", None, key="chair")
 
     def withdrawn(records: list[Received]) -> bool:
