@@ -45,9 +45,12 @@ def accuracy_rows(summary: Mapping[str, Any], kind: str = "all") -> list[dict[st
 def accuracy_table(summary: Mapping[str, Any]) -> Table:
     """Scores as a table, one line a variant, frequency and group of steps."""
     # Fits into 80 columns: a number that is cut off says nothing.
-    table = Table(title="accuracy by horizon; lower WQL and WAPE are better", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("freq", "steps", "variant", *MEASURES.values()):
-        table.add_column(column, justify="left" if column in ("freq", "steps", "variant") else "right", no_wrap=True)
+    title = "accuracy by horizon; lower WQL and WAPE are better; share of outcomes in 50, 80, 95 % intervals"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("freq", "steps", ""):
+        table.add_column(column, no_wrap=True)
+    for column in MEASURES.values():
+        table.add_column(column.removeprefix("in "), justify="right", no_wrap=True)
     rows = accuracy_rows(summary)
     for row, following in zip(rows, [*rows[1:], None], strict=True):
         last = following is None or (following["freq"], steps_text(following)) != (row["freq"], steps_text(row))
