@@ -74,14 +74,15 @@ BASE_IMPORTS = {
     "schemas": set[str](),
     "settings": {"errors"},
 }
-# One concept in several files: a lane, its parts, and who begins and ends lanes; the transport and its reader; dead
-# letters, how they are mended and how they are sent again; the recorder of topics, where it begins and ends, and what
-# it takes out of values.
+# One concept in several files: a lane, its parts, and who begins and ends lanes; who makes forecasts and what is sent
+# of them; the transport and its reader; dead letters, how they are mended and how they are sent again; the recorder of
+# topics, where it begins and ends, and what it takes out of values.
 PAIRS = {
     "lane": {"aside", "held_records", "lane_state", "reject_watch"},
     "lane_state": {"aside"},
     "lane_keeper": {"lane", "lane_state", "held_records"},
-    "rules": {"lane_state", "scheduler", "transport"},
+    "rules": {"forecast_messages", "lane_state", "transport"},
+    "scheduler": {"forecast_messages"},
     "transport": {"record_fetcher"},
     "dead_letters": {"topic_reading"},
     "mending": {"dead_letters", "topic_reading"},

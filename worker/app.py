@@ -31,12 +31,13 @@ from worker import metrics
 from worker.aside import Message
 from worker.errors import ForecastUnavailableError, TopicError, WatchdogError
 from worker.forecast_client import ForecastClient, ForecastReply
+from worker.forecast_messages import ForecastRules
 from worker.global_calendar import GlobalCalendar
 from worker.lane_keeper import LaneKeeper
 from worker.lane_state import LaneRules
 from worker.record_fetcher import RecordBatch, passing_errors
 from worker.rules import forecast_rules, lane_rules
-from worker.scheduler import ForecastRules, Scheduler
+from worker.scheduler import Scheduler
 from worker.settings import Settings
 from worker.topics import ASIDE_BYTES, ensure_topics, kafka_client_config
 from worker.transport import (

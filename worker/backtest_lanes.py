@@ -23,12 +23,13 @@ from feature_store.store import FeatureStore
 from forecaster.inputs import ModelInputs
 from worker.aside import Message
 from worker.errors import BacktestError
+from worker.forecast_messages import Reply
 from worker.global_calendar import CalendarLists
 from worker.lane import Lane
 from worker.recorded_snapshot import calendar_of
 from worker.records import FetchedMessage, Records
 from worker.rules import forecast_rules, lane_rules
-from worker.scheduler import Finish, Reply, Scheduler
+from worker.scheduler import Finish, Scheduler
 from worker.settings import Settings
 
 # While nothing is forecast there is no need to stop at ticks; this many records of a lane are few enough for memory

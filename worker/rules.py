@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from feature_store.events import CalendarEntry
 from feature_store.plan import Retention
 from forecaster.inputs import ModelInputs
+from worker.forecast_messages import ForecastRules, Reply
 from worker.lane_state import LaneRules, Send
-from worker.scheduler import ForecastRules, Reply
 from worker.settings import Settings, stored_buckets, stored_freq
 from worker.transport import murmur2_partition
 

@@ -28,10 +28,10 @@ from worker.backtest_lanes import LaneJob, run_lanes
 from worker.backtest_models import BacktestModel
 from worker.backtest_process import actuals_of
 from worker.features_export import FeatureRows, export
+from worker.forecast_messages import ForecastRules, Model, forecast_messages
 from worker.local_stack import LocalRedis, LocalStack
 from worker.local_triton import LocalTriton
 from worker.rules import forecast_rules
-from worker.scheduler import ForecastRules, Model, forecast_messages
 from worker.schemas import ClockTick
 from worker.settings import Settings
 from worker.topics import ensure_topics, kafka_client_config
@@ -202,7 +202,7 @@ class Messages:
         for prepared in batch.prepared:
             stop = start + len(prepared.read.subjects)
             outputs = ModelOutputs(*(column[start:stop] for column in batch.outputs))
-            made = forecast_messages(self._rules, prepared, outputs, Model(_NAME, "1"))
+            made = forecast_messages(self._rules, batch.freq, prepared.read, outputs, Model(_NAME, "1"))
             for item_id, value in made.messages:
                 self.published.setdefault(f"{item_id}|{batch.freq}".encode(), []).append(value or b"")
             start = stop

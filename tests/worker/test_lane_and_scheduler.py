@@ -19,10 +19,11 @@ from tests.worker.records import records_of
 from worker import metrics
 from worker.aside import Message
 from worker.errors import ForecastUnavailableError
+from worker.forecast_messages import ForecastRules
 from worker.lane import GapError, Lane
 from worker.lane_state import LaneRules
 from worker.records import Records
-from worker.scheduler import ForecastRules, Scheduler
+from worker.scheduler import Scheduler
 from worker.schemas import Forecast
 
 _NOON = int(dt.datetime(2026, 3, 4, 12, tzinfo=dt.UTC).timestamp() * 1000)
@@ -105,6 +106,15 @@ async def test_touched_items_are_forecast_once_however_often_they_were_touched(s
     assert await shop.scheduler.run_due([lane]) == 2
     assert {(f.item_id, f.observed) for f in shop.forecasts()} == {("mug", 2), ("jug", 1)}
     assert await shop.scheduler.run_due([lane]) == 0
+
+
+async def test_what_was_observed_is_exact_beyond_32_bits_and_the_first_step_is_never_below(shop: Shop) -> None:
+    lane = await shop.lane()
+    await lane.handle(shop.orders(0, "mug", quantity=22268.733))  # as float32 it is 22268.732
+    await shop.scheduler.run_due([lane])
+    (forecast,) = shop.forecasts()
+    assert forecast.observed == 22268.733
+    assert min([*forecast.steps[0].quantiles, forecast.steps[0].mean]) >= 22268.733
 
 
 async def test_rounds_that_overlap_leave_each_others_items_alone(shop: Shop) -> None:
