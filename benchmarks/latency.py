@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import click
@@ -41,6 +42,7 @@ _RATES = (1000.0, 5000.0, 20_000.0)
 _HISTORY_MS = 60 * 86_400_000
 _HISTORY_ORDERS = 120  # an item, on average
 _WARM_UP_S = 5.0
+_QUARTERS = 4  # of the time that counts, told one by one: what grows meanwhile shows there
 _PATIENCE_S = 600.0  # a worker that can't keep up is measured too
 _MODEL_S = 3.0
 _ORDERS = SOURCES.index("orders")
@@ -153,11 +155,15 @@ class Case:
         try:
             self._worker.start()
             reader.read_until(reader.has_seen(last, freqs), "forecasts of the history")  # 1
-            sent, used = self._send(reader, ends)  # 2
+            sent, used_s = self._send(reader, ends)  # 2
         finally:
             reader.close()
             self._worker.kill()
-        return self._figures(sent, reader, model_forecasts_per_s) | {"cores_used": used}  # 3
+        used = maths.cores_used(used_s[0], used_s[-1], self._seconds)
+        quarter_s = self._seconds / _QUARTERS
+        kafka = [maths.cores_used(*pair, quarter_s)["kafka"] for pair in pairwise(used_s)]
+        figures = self._figures(sent, reader, model_forecasts_per_s)  # 3
+        return figures | {"cores_used": used, "kafka_cores_by_quarter": kafka}
 
     def _send_history(self) -> tuple[dict[str, int], NDArray[np.int64]]:
         """Orders of two months. Returns each item's last offset, and the end of each partition."""
@@ -171,7 +177,8 @@ class Case:
             ends[partition] += 1
         return last, ends
 
-    def _send(self, reader: ForecastReader, ends: NDArray[np.int64]) -> tuple[Sent, dict[str, float]]:
+    def _send(self, reader: ForecastReader, ends: NDArray[np.int64]) -> tuple[Sent, list[dict[str, float]]]:
+        """What was sent, and the processor seconds so far of each process as the quarters begin and end."""
         settings, total_s = self._settings, _WARM_UP_S + self._seconds
         path = self._stack.directory / f"{settings.namespace}.npz"
         sending = Sending(
@@ -195,14 +202,14 @@ class Case:
         sender.launch()
         try:
             reader.read_until(lambda: sender.told("sending", True) is not None, "the sender's messages")
-            before = _processor_s(servers)
-            began_s = time.monotonic()
-            reader.read_until(
-                lambda: not sender.is_running or time.monotonic() > began_s + total_s,
-                "the last event",
-                patience_s=total_s + _PATIENCE_S,
-            )
-            after = _processor_s(servers)
+            began_s, used = time.monotonic() + _WARM_UP_S, []
+            for quarter in range(_QUARTERS + 1):
+                reader.read_until(
+                    _ended_or(sender, began_s + quarter * self._seconds / _QUARTERS),
+                    "the last event",
+                    patience_s=total_s + _PATIENCE_S,
+                )
+                used.append(_processor_s(servers))
             reader.read_until(lambda: not sender.is_running, "the sender's end")
             sender.wait_for("sent", True, 0)
         finally:
@@ -215,9 +222,8 @@ class Case:
             product_name(i): o for i, o in zip(sent.item[orders].tolist(), sent.offset[orders].tolist(), strict=True)
         }
         reader.read_until(reader.has_seen(last, settings.forecast_freqs), "forecasts of the last orders")
-        used = maths.cores_used(before, after, total_s)
         names = {self._worker.name: "worker", sender.name: "sender"}
-        return sent, {names.get(name, name): cores for name, cores in used.items()}
+        return sent, [{names.get(name, name): seconds for name, seconds in one.items()} for one in used]
 
     def _figures(self, sent: Sent, reader: ForecastReader, model_forecasts_per_s: float) -> dict[str, Any]:
         began_s = float(sent.clock_s[0]) + _WARM_UP_S
@@ -232,7 +238,10 @@ class Case:
         for freq in self._settings.forecast_freqs:
             seen_s = _seen_s(orders, reader, freq)
             owed = maths.owed_each_second(orders.clock_s, seen_s, orders.item, ends_s)
-            by_freq[freq] = maths.percentiles_ms(seen_s - orders.clock_s) | owed
+            waited_s = seen_s - orders.clock_s
+            quarter = ((orders.clock_s - began_s) / self._seconds * _QUARTERS).astype(np.int64).clip(0, _QUARTERS - 1)
+            medians = [maths.percentiles_ms(waited_s[quarter == n])["p50_ms"] for n in range(_QUARTERS)]
+            by_freq[freq] = maths.percentiles_ms(waited_s) | {"p50_ms_by_quarter": medians} | owed
         return {
             "by_freq": by_freq,
             "forecasts_per_s": round(
@@ -251,6 +260,11 @@ class Case:
 def _processor_s(servers: Sequence[LocalServer]) -> dict[str, float]:
     """Processor seconds so far, of this process as "reader"."""
     return {server.name: cpu_s(server) for server in servers} | {"reader": time.process_time()}
+
+
+def _ended_or(sender: Program, clock_s: float) -> Callable[[], bool]:
+    """Has the sender ended, or is it this late?"""
+    return lambda: not sender.is_running or time.monotonic() > clock_s
 
 
 def _seen_s(orders: Sent, reader: ForecastReader, freq: str) -> NDArray[np.float64]:
@@ -291,8 +305,8 @@ def _row(name: str, latency: Mapping[str, Any], case: Mapping[str, Any]) -> list
         f"{case['bar_p99_ms']:,.0f}",
         f"{case['touched_items_per_s']:,.0f}",
         f"{case['forecasts_per_s']:,.0f}",
-        f"{latency['share_forecast']:.0%}",
-        " ".join(f"{cores:.2f}" for cores in case["cores_used"].values()),
+        " ".join(f"{median:,.0f}" for median in latency["p50_ms_by_quarter"]),
+        " ".join(f"{cores:.2f}" for cores in case["kafka_cores_by_quarter"]),
     ]
 
 
@@ -312,11 +326,13 @@ def command(rates: Sequence[float], seconds: float, items: int, hourly: bool, as
         variant = case.get("with_hourly", {"by_freq": {}})
         rows += [_row(f"{rate:,g}/s: {freq} of both", found, variant) for freq, found in variant["by_freq"].items()]
     alone = figures[f"{rates[0]:g}"]["model_forecasts_per_s"]
-    header = ("events/s", "p50 ms", "p99 ms", "p99.9 ms", "bar", "touched/s", "forecasts/s", "share", "cores")
+    header = (
+        *("events/s", "p50 ms", "p99 ms", "p99.9 ms", "bar", "touched/s", "forecasts/s"),
+        *("p50 by quarter", "broker's cores"),
+    )
     title = (
         "From produce() to the forecast that has seen the order\n"
-        f"bar: 1.5 × touched items/s ÷ {alone:,.0f} forecasts/s, which the model makes alone\n"
-        "cores used: worker, Triton, Kafka, Redis, sender, reader"
+        f"bar: 1.5 × touched items/s ÷ {alone:,.0f} forecasts/s, which the model makes alone"
     )
     show(title, header, rows, figures, as_json)
 

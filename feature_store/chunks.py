@@ -14,12 +14,13 @@ where Lua's numbers end to be exact; rows below LARGE can't pass that together, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_store.features import FEATURES, SOURCE_FEATURES, SOURCES, BucketRows, Deltas
+from feature_store.features import FEATURES, SOURCE_FEATURES, SOURCES, BucketRows, Deltas, run_starts
 from feature_store.layout import MAX_EXACT
 
 # Buckets a chunk: large ones waste less memory on fields, small ones are quicker to write anew.
@@ -68,37 +69,32 @@ def pack_sums(sums: Sequence[Deltas]) -> PackedSums:
     rows: list[str] = []
     for part in sums:
         if len(part.series):
-            starts, chunk, offset = _runs(part)
+            chunk, offset = np.divmod(part.bucket, CHUNK[part.freq])
+            starts = run_starts(part.series, chunk)
             prefix = FREQ_LETTERS[part.freq] + SOURCE_LETTERS[part.source]
             fields += [f"{prefix}{number}" for number in chunk[starts].tolist()]
-            rows += _row_texts(starts, np.column_stack([offset, part.values]))
+            rows += _row_texts(starts, np.concatenate([offset[:, None], part.values], axis=1))
             owners.append(part.series[starts])
             is_large = ((part.values >= LARGE) | (part.values <= -LARGE)).any(axis=1)
             large.append(np.logical_or.reduceat(is_large, starts))
     owner = np.concatenate(owners)
     order = np.argsort(owner, kind="stable")
-    series, counts = np.unique(owner, return_counts=True)
+    counts = np.bincount(owner)
+    series = counts.nonzero()[0]
     by_series = order.tolist()
     return PackedSums(
         series=series.tolist(),
-        counts=counts.tolist(),
+        counts=counts[series].tolist(),
         fields=[fields[n] for n in by_series],
         rows=[rows[n] for n in by_series],
         large=np.flatnonzero(np.concatenate(large)[order]).tolist(),
     )
 
 
-def _runs(part: Deltas) -> tuple[NDArray[np.intp], NDArray[np.int64], NDArray[np.int64]]:
-    """Where runs of rows of one series and chunk start; chunk and place in it of each row."""
-    chunk, offset = np.divmod(part.bucket, CHUNK[part.freq])
-    changes = (np.diff(part.series) != 0) | (np.diff(chunk) != 0)
-    return np.flatnonzero(np.concatenate([[True], changes])), chunk, offset
-
-
 def _row_texts(starts: NDArray[np.intp], table: NDArray[np.int64]) -> list[str]:
     """One formatting for all: a call for each run would take twice as long."""
     row = "%d:" + ",".join(["%d"] * (table.shape[1] - 1)) + ";"
-    counts = np.diff(np.append(starts, len(table))).tolist()
+    counts = [after - start for start, after in pairwise([*starts.tolist(), len(table)])]
     templates = {count: row * count for count in set(counts)}
     text = "\n".join([templates[count] for count in counts]) % tuple(table.ravel().tolist())
     return text.replace("000,", "k,").replace("000;", "k;").split("\n")
