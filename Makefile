@@ -8,7 +8,7 @@ demo: .venv/.embedded
 	$(BIN)/shelfcast demo
 
 test: .venv/.dev
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 check: .venv/.dev
 	$(BIN)/ruff check .

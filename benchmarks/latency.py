@@ -38,6 +38,8 @@ from worker.settings import Settings, load_settings
 from worker.topics import ensure_topics, kafka_client_config
 from worker.transport import murmur2_partition
 
+# Every fetch costs the embedded broker more the more its topics hold, and full cores delay all: few of them, then.
+_GATHERED = {"kafka_fetch_max_wait_ms": 50, "kafka_fetch_min_bytes": 100_000}
 _RATES = (1000.0, 5000.0, 20_000.0)
 _HISTORY_MS = 60 * 86_400_000
 _HISTORY_ORDERS = 120  # an item, on average
@@ -135,7 +137,7 @@ class Case:
 
     def __init__(self, stack: LocalStack, freqs: str, rate: float, seconds: float, items: int) -> None:
         name = f"latency-{freqs.replace(',', '-')}-{rate:g}"
-        variables = environment(stack, name, forecast_freqs=freqs)
+        variables = environment(stack, name, forecast_freqs=freqs, **_GATHERED)
         self._stack = stack
         self._rate, self._seconds, self._items = rate, seconds, items
         self._settings = load_settings(variables)

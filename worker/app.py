@@ -115,6 +115,7 @@ class Worker(Service):  # type: ignore[misc]
         consumer.fetcher_config = kafka_client_config(settings) | {
             "group.id": f"{settings.namespace}.fetcher",  # librdkafka insists on one; nothing is joined or committed
             "fetch.wait.max.ms": settings.kafka_fetch_max_wait_ms,
+            "fetch.min.bytes": settings.kafka_fetch_min_bytes,
         }
         self._watchdog = self._new_watchdog()
         self._watchdog.start()

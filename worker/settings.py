@@ -39,8 +39,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         float, Meta(gt=0, description="seconds without a heartbeat after which Kafka gives a worker's partitions away")
     ] = 30.0
     kafka_fetch_max_wait_ms: Annotated[
-        int, Meta(ge=1, description="how long a broker may hold a fetch back that finds nothing new, in milliseconds")
+        int, Meta(ge=1, description="how long a broker may hold a fetch back that finds too little, in milliseconds")
     ] = 500
+    kafka_fetch_min_bytes: Annotated[
+        int, Meta(ge=1, description="how much a broker gathers for one fetch before it answers, unless the wait is over")
+    ] = 1
 
     redis_url: Annotated[str, Meta(description="redis://, rediss:// (TLS), with user, password and data base")] = (
         "redis://127.0.0.1:6379/0"
