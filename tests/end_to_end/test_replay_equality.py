@@ -28,7 +28,8 @@ _SETTINGS = {
     "SHELFCAST_PREDICTION_LENGTH_1D": "4",
     "SHELFCAST_KAFKA_SESSION_TIMEOUT_S": "3",  # what a kill costs here
 }
-_KILLS = 3
+_WORKERS = 3  # each is killed once
+_SENDING_S = 6  # long enough for the first kills to hit while records still come
 
 
 @pytest.fixture(scope="module")
@@ -89,33 +90,26 @@ def test_the_reference_holds_all_that_may_differ(reference: ReplayedForecasts) -
         assert all(after == before + 1 or after == 0 for before, after in pairwise(revisions))
 
 
-def test_speed_and_number_of_workers_change_nothing(
-    stack: LocalStack, recording: Recording, reference: ReplayedForecasts, tmp_path: Path
-) -> None:
-    with ReplayRun(recording.path, stack, tmp_path, _SETTINGS) as run:
-        run.start_workers(3)
-        run.send(speed=_HOURS * 3600 / 4)
-        run.wait_until_done()
-        assert_same(run.forecasts().raw, reference)
-
-
-def test_kills_change_nothing(
+def test_speed_number_of_workers_and_kills_change_nothing(
     stack: LocalStack, recording: Recording, reference: ReplayedForecasts, tmp_path: Path
 ) -> None:
     choose = random.Random(3)
     with ReplayRun(recording.path, stack, tmp_path, _SETTINGS) as run:
-        sending = threading.Thread(target=run.send, kwargs={"speed": _HOURS * 3600 / 3})
-        workers = run.start_workers(2)
+        sending = threading.Thread(target=run.send, kwargs={"speed": _HOURS * 3600 / _SENDING_S})
+        workers = run.start_workers(_WORKERS)
         sending.start()
-        ticks = 2 * _HOURS * PARTITIONS
-        for after in sorted(choose.sample(range(1, ticks * 8 // 10), _KILLS)):
-            deadline = time.monotonic() + 60
-            while run.ticks_done() < after:
-                assert time.monotonic() < deadline
+        share = 2 * _HOURS * PARTITIONS * 8 // 10 / _WORKERS  # of the ticks: one kill in each, none near the end
+        for n, worker in enumerate(choose.sample(workers, _WORKERS)):
+            _wait_for_ticks(run, int((n + choose.random()) * share))
             time.sleep(choose.random() * 0.05)  # anywhere within a tick: which of its seams is hit does not matter
-            worker = choose.choice(workers)
             worker.kill()
-            worker.start()
+            worker.launch()  # not waited for: the next kill may come before the others have taken over its lanes
         sending.join()
         run.wait_until_done()
         assert_same(run.forecasts().raw, reference)
+
+
+def _wait_for_ticks(run: ReplayRun, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while run.ticks_done() < count:
+        assert time.monotonic() < deadline
