@@ -1,10 +1,9 @@
 """The same recording, settings and model give the same forecasts, byte for byte: at any speed, with any number of
-workers, with kills -9 in the middle."""
+workers, with kills -9 of workers and of the replay itself in the middle."""
 
 from __future__ import annotations
 
 import random
-import threading
 import time
 from collections.abc import Sequence
 from itertools import pairwise
@@ -15,6 +14,7 @@ import pytest
 
 from feature_store.recording_files import Recording
 from tests.end_to_end.recordings import DAY_MS, HOUR_MS, PARTITIONS, START_MS, shop_records, write_recording
+from tests.end_to_end.replay_process import ReplayProcess
 from worker.local_stack import LocalStack
 from worker.schemas import Forecast
 from worker.testing import RawForecast, ReplayedForecasts, ReplayRun
@@ -95,16 +95,21 @@ def test_speed_number_of_workers_and_kills_change_nothing(
 ) -> None:
     choose = random.Random(3)
     with ReplayRun(recording.path, stack, tmp_path, _SETTINGS) as run:
-        sending = threading.Thread(target=run.send, kwargs={"speed": _HOURS * 3600 / _SENDING_S})
         workers = run.start_workers(_WORKERS)
-        sending.start()
+        options = ["--speed", str(_HOURS * 3600 / _SENDING_S)]
+        replay = ReplayProcess(tmp_path / "killed", recording.path, run.shop_environment, *options)
+        replay.launch()
+        replay.kill_while_sending(run.settings, run.settings.topic_clock, 3)
+        resumed = ReplayProcess(tmp_path / "resumed", recording.path, run.shop_environment, *options, "--resume")
+        resumed.launch()
         share = 2 * _HOURS * PARTITIONS * 8 // 10 / _WORKERS  # of the ticks: one kill in each, none near the end
         for n, worker in enumerate(choose.sample(workers, _WORKERS)):
             _wait_for_ticks(run, int((n + choose.random()) * share))
             time.sleep(choose.random() * 0.05)  # anywhere within a tick: which of its seams is hit does not matter
             worker.kill()
             worker.launch()  # not waited for: the next kill may come before the others have taken over its lanes
-        sending.join()
+        resumed.output()
+        assert run.send(resume=True).records == 0
         run.wait_until_done()
         assert_same(run.forecasts().raw, reference)
 
