@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import io
 import json
 import random
 from collections import Counter
@@ -14,6 +15,7 @@ from zoneinfo import ZoneInfo
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from feature_store.recording_files import Recording
 from tests.worker.recordings import Recorded, write_recording
@@ -215,6 +217,27 @@ def test_several_processes_find_the_same(recording: Recording, ran: Ran, tmp_pat
     for row, other in zip(found["accuracy"], expected["accuracy"], strict=True):
         assert row == pytest.approx(other, abs=2e-6)
     assert not (tmp_path / "forecasts").exists()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_terminal_is_shown_the_event_time_reached_and_forecasts_made(
+    recording: Recording, tmp_path: Path, processes: int
+) -> None:
+    variants = parse_variants(["empirical"], _SETTINGS, {}, recording)
+    options = BacktestOptions(tmp_path, processes=processes, until_ms=_ms(7, 0))
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=120)
+    summary = run_backtest(recording, variants, options, bar_console=terminal)
+    shown = terminal.file.getvalue()  # type: ignore[attr-defined]
+    assert "starting" in shown
+    assert "2026-03-30 22:00 UTC" in shown  # the last hour to close before it was to stop
+    assert f"{summary['variants'][0]['forecasts']} forecasts" in shown
+
+
+def test_nothing_is_shown_where_there_is_no_terminal(recording: Recording, tmp_path: Path) -> None:
+    variants = parse_variants(["none"], _SETTINGS, {}, recording)
+    file = Console(file=io.StringIO())
+    run_backtest(recording, variants, BacktestOptions(tmp_path, processes=1), bar_console=file)
+    assert file.file.getvalue() == ""  # type: ignore[attr-defined]
 
 
 def test_without_a_model_everything_is_counted_and_nothing_forecast(recording: Recording, tmp_path: Path) -> None:
