@@ -6,6 +6,7 @@ import datetime as dt
 import io
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from rich.console import Console
 from feature_store.recording_files import Recording
 from tests.worker.recordings import Recorded, write_recording
 from worker.backtest import BacktestOptions, command, run_backtest
+from worker.backtest_report import write_report
 from worker.backtest_variants import parse_variants
 from worker.errors import BacktestError, SettingsError
 
@@ -217,6 +219,17 @@ def test_several_processes_find_the_same(recording: Recording, ran: Ran, tmp_pat
     for row, other in zip(found["accuracy"], expected["accuracy"], strict=True):
         assert row == pytest.approx(other, abs=2e-6)
     assert not (tmp_path / "forecasts").exists()
+
+
+def test_the_report_names_settings_of_all_variants_once_and_then_each_variants_own(ran: Ran, tmp_path: Path) -> None:
+    first, second = ran.summary["variants"]
+    second = second | {"settings": second["settings"] | {"touched_freqs": "1h,1d", "live_days": "60"}}
+    write_report(tmp_path / "report.html", ran.summary | {"variants": [first, second]}, [])
+    report = (tmp_path / "report.html").read_text()
+    common, of_first, of_second = (re.findall("<code>(.*?)</code>", part) for part in re.split('class="dot"', report))
+    assert common == ["time_zone=Europe/London", "refreshed_freqs=1d"]
+    assert of_first == ["touched_freqs=1h"]
+    assert of_second == ["touched_freqs=1h,1d", "live_days=60"]
 
 
 @pytest.mark.parametrize("processes", [1, 2])
