@@ -26,6 +26,7 @@ from worker.backtest_changes import Changes, compare
 from worker.backtest_lanes import LaneJob
 from worker.backtest_models import NONE
 from worker.backtest_process import ProcessJob, ProcessResult, run_process
+from worker.backtest_progress import progress_bar
 from worker.backtest_scores import Sample, merged_sums, telling_samples
 from worker.backtest_screen import accuracy_table
 from worker.backtest_summary import changes_summary, recording_summary, variant_summary
@@ -102,7 +103,7 @@ def command(**arguments: Any) -> None:
     try:
         recording = Recording.open(arguments["recording"])
         variants = parse_variants(arguments["models"], arguments["sets"], os.environ, recording)
-        summary = run_backtest(recording, variants, options, console)
+        summary = run_backtest(recording, variants, options, console, bar_console=Console(stderr=True))
     except RecordingError as error:
         raise BacktestError(str(error)) from error
     if any(variant["accuracy"] for variant in summary["variants"]):
@@ -115,9 +116,14 @@ def _to_ms(moment: dt.datetime | None) -> int | None:
 
 
 def run_backtest(
-    recording: Recording, variants: Sequence[Variant], options: BacktestOptions, console: Console | None = None
+    recording: Recording,
+    variants: Sequence[Variant],
+    options: BacktestOptions,
+    console: Console | None = None,
+    bar_console: Console | None = None,
 ) -> dict[str, Any]:
     """Run the variants one after the other, write backtest.json and report.html, return what is in backtest.json.
+    `console` gets a line or two of each; `bar_console`, if it is a terminal, shows how far it is.
 
     Raises:
         BacktestError, RecordingError: names what can't be and the remedy.
@@ -129,7 +135,7 @@ def run_backtest(
         if console is not None:
             console.print(f"[bold]{variant.label}[/bold] {_described(variant)} …")
         keep = options.keep_forecasts or len(variants) > 1
-        runs.append(run_variant(recording, variant, options, shares, keep=keep))
+        runs.append(run_variant(recording, variant, options, shares, keep=keep, bar_console=bar_console))
         if console is not None:
             console.print(f"  {_pace(runs[-1])}")
     summary = {
@@ -177,9 +183,11 @@ def run_variant(
     shares: Sequence[tuple[int, ...]],
     *,
     keep: bool,
+    bar_console: Console | None = None,
 ) -> VariantRun:
     """Run one variant on a Redis of its own, in a process for each share of the partitions."""
-    _, last_ms = recorded_span_ms(recording, variant.settings)
+    first_ms, last_ms = recorded_span_ms(recording, variant.settings)
+    shown_ms = first_ms, last_ms if options.until_ms is None else min(last_ms, options.until_ms)
     began = time.perf_counter()
     with (
         tempfile.TemporaryDirectory(prefix="shelfcast-backtest-") as folder,
@@ -195,8 +203,12 @@ def run_variant(
             for share in shares
         ]
         kept = [_kept_path(options, variant, n) if keep else None for n in range(len(lanes))]
-        jobs = [ProcessJob(job, variant.model, last_ms, path) for job, path in zip(lanes, kept, strict=True)]
-        results = _run_all(jobs)
+        with progress_bar(bar_console, Path(folder), len(lanes), shown_ms) as notes:
+            jobs = [
+                ProcessJob(job, variant.model, last_ms, path, note)
+                for job, path, note in zip(lanes, kept, notes, strict=True)
+            ]
+            results = _run_all(jobs)
     return VariantRun(variant, results, time.perf_counter() - began)
 
 

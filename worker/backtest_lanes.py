@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, overload
@@ -148,8 +148,13 @@ class _Waiting:
         return records
 
 
-async def run_lanes(job: LaneJob, finish: Finish | None) -> LanesRun:
+def _unasked(event_time_ms: int) -> None:
+    """Nobody asks how far the lanes are."""
+
+
+async def run_lanes(job: LaneJob, finish: Finish | None, reached: Callable[[int], None] = _unasked) -> LanesRun:
     """Run a recording through the lanes of some partitions. `finish` takes the forecasts owed; None = none are made.
+    `reached` is told each event time in milliseconds before which all lanes have applied what was due.
 
     Raises:
         RecordingError: the recording can't be read.
@@ -157,14 +162,16 @@ async def run_lanes(job: LaneJob, finish: Finish | None) -> LanesRun:
     """
     store = FeatureStore(**job.settings.store_options())
     try:
-        return await _Run(job, store, finish).run()
+        return await _Run(job, store, finish, reached).run()
     finally:
         await store.close()
 
 
 class _Run:
-    def __init__(self, job: LaneJob, store: FeatureStore, finish: Finish | None) -> None:
-        self._job, self._store, self._finish = job, store, finish
+    def __init__(
+        self, job: LaneJob, store: FeatureStore, finish: Finish | None, reached: Callable[[int], None]
+    ) -> None:
+        self._job, self._store, self._finish, self._reached = job, store, finish, reached
         self._recording = Recording.open(job.recording)
         self._set_aside: Counter[str] = Counter()
         self._events = self._ticks = 0
@@ -214,6 +221,7 @@ class _Run:
             self._filled, self._filling_s = self._forecasts_at(tick_ms), time.perf_counter() - self._began
         await asyncio.gather(*(self._step(lane, tick_ms) for lane in self._lanes))
         self._waiting_records = 0
+        self._reached(tick_ms)
 
     async def _step(self, lane: Lane, tick_ms: int) -> None:
         waiting = self._waiting[lane.partition]

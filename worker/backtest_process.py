@@ -16,6 +16,7 @@ from worker.backtest_collector import Collector, Evaluator
 from worker.backtest_keeping import ForecastFile
 from worker.backtest_lanes import LaneJob, LanesRun, run_lanes
 from worker.backtest_models import NONE, load_model
+from worker.backtest_progress import ProgressNote
 from worker.backtest_scores import AccuracySums, SampleItems
 from worker.rules import lane_rules
 
@@ -24,12 +25,14 @@ _COLLECT_EVERY = 200_000  # objects: most of what is made here lives until the n
 
 @dataclass(frozen=True)
 class ProcessJob:
-    """What one process does. `forecasts`: the Parquet file that keeps them; None = they are not kept."""
+    """What one process does. `forecasts`: the Parquet file that keeps them; None = they are not kept. `progress`: where
+    it notes how far it is; None = nobody asks."""
 
     lanes: LaneJob
     model: str
     end_ms: int
     forecasts: Path | None = None
+    progress: Path | None = None
 
 
 class ProcessResult(NamedTuple):
@@ -71,22 +74,29 @@ def _evaluators(job: ProcessJob, actuals: Actuals) -> dict[str, Evaluator]:
 async def _run(job: ProcessJob, evaluators: Callable[[ProcessJob, Actuals], dict[str, Evaluator]]) -> ProcessResult:
     if job.model == NONE:
         return await _without_model(job)
-    settings = job.lanes.settings
+    settings, note = job.lanes.settings, ProgressNote(job.progress)
     model = await load_model(job.model, settings)
     actuals = actuals_of(job.lanes, job.end_ms)
     named = evaluators(job, actuals)
     collector = Collector(model, actuals, settings.shop_calendar(), list(named.values()))
+
+    def reached(event_time_ms: int) -> None:
+        note.reached(event_time_ms)
+        note.made(collector.forecasts)
+
     began = time.perf_counter()
-    lanes = await run_lanes(job.lanes, collector.finish)
+    lanes = await run_lanes(job.lanes, collector.finish, reached)
     await collector.close()
+    note.made(collector.forecasts)
     seconds = time.perf_counter() - began
     await model.close()
     return ProcessResult(lanes, collector.forecasts, seconds, {name: one.result() for name, one in named.items()})
 
 
 async def _without_model(job: ProcessJob) -> ProcessResult:
+    note = ProgressNote(job.progress)
     began = time.perf_counter()
-    lanes = await run_lanes(job.lanes, None)
+    lanes = await run_lanes(job.lanes, None, note.reached)
     return ProcessResult(lanes, 0, time.perf_counter() - began, {})
 
 

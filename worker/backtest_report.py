@@ -23,9 +23,12 @@ def write_report(path: Path, summary: Mapping[str, Any], samples: Sequence[tuple
     environment.lstrip_blocks = True
     environment.filters |= {"when": _when, "number": number_text, "steps": steps_text, "count": _count}
     scored = [variant for variant in summary["variants"] if variant["accuracy"]]
+    common = _common_settings(summary["variants"])
+    variants = [variant | {"own": _without(variant["settings"], common)} for variant in summary["variants"]]
     page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         recording=summary["recording"],
-        variants=summary["variants"],
+        variants=variants,
+        common=common,
         colours=COLOURS,
         measures=MEASURES,
         groups=_groups(summary),
@@ -36,6 +39,16 @@ def write_report(path: Path, summary: Mapping[str, Any], samples: Sequence[tuple
         changes=summary["changes"],
     )
     path.write_text(page, encoding="utf-8")
+
+
+def _common_settings(variants: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Settings that were given to every variant, with the same value."""
+    first, *others = (variant["settings"] for variant in variants)
+    return {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
+
+
+def _without(settings: Mapping[str, str], common: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in settings.items() if name not in common}
 
 
 def _groups(summary: Mapping[str, Any]) -> list[list[dict[str, Any]]]:

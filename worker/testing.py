@@ -101,7 +101,7 @@ class ReplayRun:
 
     def __enter__(self) -> Self:
         self._broker.start()
-        shop = self._given | {
+        self._shop = self._given | {
             "SHELFCAST_KAFKA_BOOTSTRAP_SERVERS": self._broker.bootstrap_servers,
             "SHELFCAST_REDIS_URL": self._stack.redis_url,
             "SHELFCAST_TRITON_URL": self._stack.triton_url,
@@ -111,10 +111,10 @@ class ReplayRun:
             "SHELFCAST_KAFKA_FETCH_MAX_WAIT_MS": "10",
             "SHELFCAST_NAMESPACE": f"run-{next(_numbers)}-{self._broker.port}",
         }
-        shop_settings = load_settings(shop)
+        shop_settings = load_settings(self._shop)
         topics = self._recording.topics
         self._settings = replay_settings(shop_settings, self._recording, _PREFIX, topics)
-        self._environment = shop | replay_environment(self._settings, shop_settings)
+        self._environment = self._shop | replay_environment(self._settings, shop_settings)
         self._where = replay_topics(shop_settings, self._recording, _PREFIX, topics, clock=True)
         ensure_topics(self._settings)
         return self
@@ -130,6 +130,11 @@ class ReplayRun:
     def settings(self) -> Settings:
         """Of the replay's workers."""
         return self._settings
+
+    @property
+    def shop_environment(self) -> dict[str, str]:
+        """SHELFCAST_* variables of the shop whose recording it is, for `shelfcast replay` as a process of its own."""
+        return dict(self._shop)
 
     def start_worker(self) -> LocalWorker:
         """Start one more worker; returns when it is ready."""
@@ -147,9 +152,9 @@ class ReplayRun:
             worker.wait_until_ready()
         return started
 
-    def send(self, speed: float = 0.0) -> Replayed:
-        """Replay; returns when Kafka has everything."""
-        plan = ReplayPlan(self._recording, self._recording.topics, speed, self._tick_ms)
+    def send(self, speed: float = 0.0, *, resume: bool = False) -> Replayed:
+        """Replay, or go on with a replay that was killed; returns when Kafka has everything."""
+        plan = ReplayPlan(self._recording, self._recording.topics, speed, self._tick_ms, resume=resume)
         self._replayed = run_replay(plan, self._settings, self._where)
         return self._replayed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import shlex
 from collections import Counter
 from pathlib import Path
@@ -24,10 +25,11 @@ from tests.end_to_end.recordings import (
     topic_of,
     write_recording,
 )
+from tests.end_to_end.replay_process import ReplayProcess
 from worker.errors import SettingsError, TopicError
 from worker.local_stack import LocalBroker
 from worker.replay import Replayed, ReplayPlan, command, run_replay
-from worker.replay_topics import replay_environment, replay_settings, replay_topics
+from worker.replay_topics import prepare_topics, replay_environment, replay_settings, replay_topics
 from worker.settings import Settings, load_settings
 from worker.topics import ensure_topics, kafka_client_config, wanted_topics
 
@@ -166,6 +168,31 @@ def test_a_replay_that_was_killed_goes_on_where_it_ended(recording: Recording, s
     assert_all_there(recording, shop, prefix)
     ticks = read(shop, prefix + "shelfcast.clock.v1")
     assert [len(messages) for messages in ticks.values()] == [whole.ticks] * PARTITIONS
+
+
+def test_a_replay_process_killed_while_it_sends_goes_on_where_it_ended(
+    broker: LocalBroker, shop: Settings, prefix: str, tmp_path: Path
+) -> None:
+    # Enough records for some to be on their way at any moment, and for most to be left at the kill.
+    recording = write_recording(tmp_path / "recording", shop_records(products=20, hours=5, orders=4000))
+    settings = replay_settings(shop, recording, prefix, recording.topics)
+    prepare_topics(settings, replay_topics(shop, recording, prefix, recording.topics, clock=True), resume=False)
+    environment = {"SHELFCAST_KAFKA_BOOTSTRAP_SERVERS": broker.bootstrap_servers}
+    options = ["--prefix", prefix, "--tick", "1m"]
+    killed = ReplayProcess(tmp_path / "killed", recording.path, environment, *options, "--speed", str(5 * 3600 // 12))
+    killed.launch()
+    killed.kill_while_sending(shop, settings.topic_orders, 100)
+    resumed = ReplayProcess(tmp_path / "resumed", recording.path, environment, *options, "--resume")
+    resumed.launch()
+    told = re.search(r"([\d,]+) records and ([\d,]+) ticks in", resumed.output())
+    assert told is not None
+    sent, ticks = (int(number.replace(",", "")) for number in told.groups())
+    assert 0 < sent < sum(recording.rows(topic) for topic in recording.topics)
+    assert_all_there(recording, shop, prefix)
+    for messages in read(shop, settings.topic_clock).values():
+        times = [msgspec.json.decode(m.value() or b"")["event_time"] for m in messages]
+        assert times == sorted(set(times))
+        assert len(times) == ticks > 5 * 60
 
 
 def test_another_recording_is_not_gone_on_with(

@@ -1,10 +1,9 @@
 """The same recording, settings and model give the same forecasts, byte for byte: at any speed, with any number of
-workers, with kills -9 in the middle."""
+workers, with kills -9 of workers and of the replay itself in the middle."""
 
 from __future__ import annotations
 
 import random
-import threading
 import time
 from collections.abc import Sequence
 from itertools import pairwise
@@ -15,6 +14,7 @@ import pytest
 
 from feature_store.recording_files import Recording
 from tests.end_to_end.recordings import DAY_MS, HOUR_MS, PARTITIONS, START_MS, shop_records, write_recording
+from tests.end_to_end.replay_process import ReplayProcess
 from worker.local_stack import LocalStack
 from worker.schemas import Forecast
 from worker.testing import RawForecast, ReplayedForecasts, ReplayRun
@@ -28,7 +28,8 @@ _SETTINGS = {
     "SHELFCAST_PREDICTION_LENGTH_1D": "4",
     "SHELFCAST_KAFKA_SESSION_TIMEOUT_S": "3",  # what a kill costs here
 }
-_KILLS = 3
+_WORKERS = 3  # each is killed once
+_SENDING_S = 6  # long enough for the first kills to hit while records still come
 
 
 @pytest.fixture(scope="module")
@@ -89,33 +90,31 @@ def test_the_reference_holds_all_that_may_differ(reference: ReplayedForecasts) -
         assert all(after == before + 1 or after == 0 for before, after in pairwise(revisions))
 
 
-def test_speed_and_number_of_workers_change_nothing(
-    stack: LocalStack, recording: Recording, reference: ReplayedForecasts, tmp_path: Path
-) -> None:
-    with ReplayRun(recording.path, stack, tmp_path, _SETTINGS) as run:
-        run.start_workers(3)
-        run.send(speed=_HOURS * 3600 / 4)
-        run.wait_until_done()
-        assert_same(run.forecasts().raw, reference)
-
-
-def test_kills_change_nothing(
+def test_speed_number_of_workers_and_kills_change_nothing(
     stack: LocalStack, recording: Recording, reference: ReplayedForecasts, tmp_path: Path
 ) -> None:
     choose = random.Random(3)
     with ReplayRun(recording.path, stack, tmp_path, _SETTINGS) as run:
-        sending = threading.Thread(target=run.send, kwargs={"speed": _HOURS * 3600 / 3})
-        workers = run.start_workers(2)
-        sending.start()
-        ticks = 2 * _HOURS * PARTITIONS
-        for after in sorted(choose.sample(range(1, ticks * 8 // 10), _KILLS)):
-            deadline = time.monotonic() + 60
-            while run.ticks_done() < after:
-                assert time.monotonic() < deadline
+        workers = run.start_workers(_WORKERS)
+        options = ["--speed", str(_HOURS * 3600 / _SENDING_S)]
+        replay = ReplayProcess(tmp_path / "killed", recording.path, run.shop_environment, *options)
+        replay.launch()
+        replay.kill_while_sending(run.settings, run.settings.topic_clock, 3)
+        resumed = ReplayProcess(tmp_path / "resumed", recording.path, run.shop_environment, *options, "--resume")
+        resumed.launch()
+        share = 2 * _HOURS * PARTITIONS * 8 // 10 / _WORKERS  # of the ticks: one kill in each, none near the end
+        for n, worker in enumerate(choose.sample(workers, _WORKERS)):
+            _wait_for_ticks(run, int((n + choose.random()) * share))
             time.sleep(choose.random() * 0.05)  # anywhere within a tick: which of its seams is hit does not matter
-            worker = choose.choice(workers)
             worker.kill()
-            worker.start()
-        sending.join()
+            worker.launch()  # not waited for: the next kill may come before the others have taken over its lanes
+        resumed.output()
+        assert run.send(resume=True).records == 0
         run.wait_until_done()
         assert_same(run.forecasts().raw, reference)
+
+
+def _wait_for_ticks(run: ReplayRun, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while run.ticks_done() < count:
+        assert time.monotonic() < deadline

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
+import io
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,10 +16,12 @@ from zoneinfo import ZoneInfo
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from feature_store.recording_files import Recording
 from tests.worker.recordings import Recorded, write_recording
 from worker.backtest import BacktestOptions, command, run_backtest
+from worker.backtest_report import write_report
 from worker.backtest_variants import parse_variants
 from worker.errors import BacktestError, SettingsError
 
@@ -215,6 +219,38 @@ def test_several_processes_find_the_same(recording: Recording, ran: Ran, tmp_pat
     for row, other in zip(found["accuracy"], expected["accuracy"], strict=True):
         assert row == pytest.approx(other, abs=2e-6)
     assert not (tmp_path / "forecasts").exists()
+
+
+def test_the_report_names_settings_of_all_variants_once_and_then_each_variants_own(ran: Ran, tmp_path: Path) -> None:
+    first, second = ran.summary["variants"]
+    second = second | {"settings": second["settings"] | {"touched_freqs": "1h,1d", "live_days": "60"}}
+    write_report(tmp_path / "report.html", ran.summary | {"variants": [first, second]}, [])
+    report = (tmp_path / "report.html").read_text()
+    common, of_first, of_second = (re.findall("<code>(.*?)</code>", part) for part in re.split('class="dot"', report))
+    assert common == ["time_zone=Europe/London", "refreshed_freqs=1d"]
+    assert of_first == ["touched_freqs=1h"]
+    assert of_second == ["touched_freqs=1h,1d", "live_days=60"]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_terminal_is_shown_the_event_time_reached_and_forecasts_made(
+    recording: Recording, tmp_path: Path, processes: int
+) -> None:
+    variants = parse_variants(["empirical"], _SETTINGS, {}, recording)
+    options = BacktestOptions(tmp_path, processes=processes, until_ms=_ms(7, 0))
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=120)
+    summary = run_backtest(recording, variants, options, bar_console=terminal)
+    shown = terminal.file.getvalue()  # type: ignore[attr-defined]
+    assert "starting" in shown
+    assert "2026-03-30 22:00 UTC" in shown  # the last hour to close before it was to stop
+    assert f"{summary['variants'][0]['forecasts']} forecasts" in shown
+
+
+def test_nothing_is_shown_where_there_is_no_terminal(recording: Recording, tmp_path: Path) -> None:
+    variants = parse_variants(["none"], _SETTINGS, {}, recording)
+    file = Console(file=io.StringIO())
+    run_backtest(recording, variants, BacktestOptions(tmp_path, processes=1), bar_console=file)
+    assert file.file.getvalue() == ""  # type: ignore[attr-defined]
 
 
 def test_without_a_model_everything_is_counted_and_nothing_forecast(recording: Recording, tmp_path: Path) -> None:
