@@ -42,7 +42,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(ge=1, description="how long a broker may hold a fetch back that finds too little, in milliseconds")
     ] = 500
     kafka_fetch_min_bytes: Annotated[
-        int, Meta(ge=1, description="how much a broker gathers for one fetch before it answers, unless the wait is over")
+        int, Meta(ge=1, description="how much a broker gathers for a fetch before it answers, unless the wait is over")
     ] = 1
 
     redis_url: Annotated[str, Meta(description="redis://, rediss:// (TLS), with user, password and data base")] = (
