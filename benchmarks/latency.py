@@ -39,7 +39,7 @@ from worker.topics import ensure_topics, kafka_client_config
 from worker.transport import murmur2_partition
 
 # Every fetch costs the embedded broker more the more its topics hold, and full cores delay all: few of them, then.
-_GATHERED = {"kafka_fetch_max_wait_ms": 50, "kafka_fetch_min_bytes": 100_000}
+_GATHERED: dict[str, Any] = {"kafka_fetch_max_wait_ms": 50, "kafka_fetch_min_bytes": 100_000}
 _RATES = (1000.0, 5000.0, 20_000.0)
 _HISTORY_MS = 60 * 86_400_000
 _HISTORY_ORDERS = 120  # an item, on average
