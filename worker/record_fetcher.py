@@ -147,6 +147,7 @@ class RecordFetcher:
             self._readings[key] = reading
         offset = OFFSET_BEGINNING if reading.next_offset is None else reading.next_offset
         self._consumer.incremental_assign([TopicPartition(topic, partition, offset)])
+        self._consumer.resume([TopicPartition(topic, partition)])  # to librdkafka it is paused still if it ever was
 
     def _leave_all(self) -> None:
         with self._lock:

@@ -153,6 +153,25 @@ def test_a_partition_that_nobody_takes_is_paused_and_holds_up_no_other(
     assert [v for b in held for v in b.records.values] + reader.values(len(sent) - waiting) == sent
 
 
+@pytest.mark.parametrize("name", ["paused", "paused-and-left"])
+def test_a_paused_partition_that_is_read_anew_is_paused_no_longer(
+    broker: LocalBroker, new_reader: Callable[..., Reader], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(record_fetcher, "_MOST_AT_ONCE", 100)
+    monkeypatch.setattr(record_fetcher, "_MOST_AHEAD_EACH", 200_000)
+    reader = new_reader(make_topic(broker, name, [bytes(1000)] * 2000))
+    reader.fetcher.read_from(name, 0, None, epoch=1)
+    waiting = 0
+    while waiting <= 200_000:  # nothing is taken: now it is paused
+        waiting += reader.batch().size_bytes
+    if name == "paused-and-left":
+        reader.fetcher.leave_all()
+    reader.fetcher.read_from(name, 0, 1990, epoch=2)
+    while (batch := reader.batch()).epoch == 1:
+        pass
+    assert batch.records.start == 1990
+
+
 def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
@@ -184,6 +203,8 @@ class ScriptedConsumer:
         self.read_from += [partition.offset for partition in partitions]
 
     def incremental_unassign(self, partitions: Sequence[TopicPartition]) -> None: ...
+
+    def resume(self, partitions: Sequence[TopicPartition]) -> None: ...
 
     def close(self) -> None: ...
 
