@@ -178,7 +178,8 @@ class FeatureStore:
         names = {item_id: item_id for item_id in claim.items}  # one string for each item, however often it stands
         for freq in self._forecast_freqs:
             marks, forecasts = await self._hash(keys.dirty(freq)), await self._hash(keys.forecasts(freq))
-            claim.dirty[freq] = {names.get(item_id, item_id): int(mark) for item_id, mark in marks.items()}
+            oldest_first = sorted((int(mark), item_id) for item_id, mark in marks.items())
+            claim.dirty[freq] = {names.get(item_id, item_id): mark for mark, item_id in oldest_first}
             claim.heads[freq] = {
                 names.get(item_id, item_id): Heads(*unpack_head(raw)) for item_id, raw in forecasts.items()
             }

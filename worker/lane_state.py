@@ -208,8 +208,9 @@ class LaneState:
         """What forecasts change in memory: (item_id, mark that was read, the forecast's head or None = withdrawn)."""
         dirty, heads = self.claim.dirty[freq], self.claim.heads[freq]
         for item_id, mark, head in done:
-            if mark is not None and dirty.get(item_id) == mark:
-                del dirty[item_id]
+            touched = dirty.pop(item_id, None)
+            if touched is not None and touched != mark:  # again, meanwhile: it queues behind those that still wait
+                dirty[item_id] = touched
             if head is None:
                 heads.pop(item_id, None)
             else:

@@ -161,6 +161,16 @@ async def test_a_forecast_owed_is_made_by_the_partitions_next_owner(shop: Shop) 
     assert await shop.scheduler.run_due([heir]) == 1
 
 
+async def test_an_item_touched_again_while_it_is_forecast_queues_behind_those_that_wait(shop: Shop) -> None:
+    lane = await shop.lane()
+    await lane.handle(shop.orders(0, "mug", "jug", "cup"))
+    read = await lane.read("1d", "1d", 182, ["mug"])
+    await lane.handle(shop.orders(3, "mug"))
+    await lane.forecasts_done("1d", [("mug", read.marks[0], None)])
+    assert lane.touched("1d") == ["jug", "cup", "mug"]
+    assert (await shop.lane()).touched("1d") == ["cup", "jug", "mug"], "to the next owner as well"
+
+
 async def test_a_fenced_lane_counts_nothing_more(shop: Shop) -> None:
     zombie = await shop.lane()
     heir = await shop.lane()
