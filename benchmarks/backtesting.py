@@ -11,7 +11,7 @@ import datetime as dt
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -100,8 +100,14 @@ def _year(source: Path) -> Iterator[Recording]:
         yield record_online_retail(source, Path(folder) / "year")
 
 
-def _run(recording: Recording, model: str, options: BacktestOptions) -> VariantRun:
-    (variant,) = parse_variants([model], _SETTINGS, {}, recording)
+def events_per_s(recording: Recording, settings: Sequence[str], folder: Path) -> float:
+    """Events a second that a backtest without a model counts. `settings`: name=value."""
+    run = _run(recording, NONE, BacktestOptions(folder), settings)
+    return _pace(run, sum(result.lanes.events for result in run.results))
+
+
+def _run(recording: Recording, model: str, options: BacktestOptions, settings: Sequence[str] = _SETTINGS) -> VariantRun:
+    (variant,) = parse_variants([model], settings, {}, recording)
     shares = spread(recording, variant.settings, len(os.sched_getaffinity(0)))
     return run_variant(recording, variant, options, shares, keep=False)
 
@@ -119,7 +125,7 @@ def measure_backtest(source: Path, days: int | None = None) -> dict[str, Any]:
             time is then made up from their pace and the year's number of forecasts.
     """
     with _year(source) as recording, tempfile.TemporaryDirectory(prefix="shelfcast-benchmark-") as folder:
-        counted = _run(recording, NONE, BacktestOptions(Path(folder)))
+        counted_per_s = events_per_s(recording, _SETTINGS, Path(folder))
         options = BacktestOptions(Path(folder))
         if days is not None:
             until_ms = online_retail.day_start_ms(YEAR[1] - dt.timedelta(days=7))
@@ -129,9 +135,8 @@ def measure_backtest(source: Path, days: int | None = None) -> dict[str, Any]:
     hourly = sum(_count(result.found["accuracy"], "1h") for result in run.results)
     # What comes before the days asked for only fills the features, at the pace measured above.
     forecasts_per_s = made / max(result.seconds - result.lanes.filling_s for result in run.results)
-    events = sum(result.lanes.events for result in counted.results)
     return {
-        "backtest_per_s": round(_pace(counted, events), 1),
+        "backtest_per_s": round(counted_per_s, 1),
         "model_forecasts_per_s": round(_model_forecasts_per_s(hourly / made), 1),
         "backtest_forecasts_per_s": round(forecasts_per_s, 1),
         "online_retail_year_s": round(run.wall_s if days is None else _YEARS_FORECASTS / forecasts_per_s, 1),

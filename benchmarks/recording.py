@@ -38,7 +38,7 @@ def measure_record(stack: LocalStack, messages: int = 1_000_000, rounds: int = 3
     for _ in range(rounds):
         delivered.append(_deliver(stack.bootstrap_servers, topic, messages))
         with tempfile.TemporaryDirectory(prefix="shelfcast-") as directory:
-            recorded.append(_record(stack.bootstrap_servers, topic, Path(directory) / "recording", messages))
+            recorded.append(record_topic(stack.bootstrap_servers, topic, Path(directory) / "recording", messages))
     return {"record_per_s": statistics.median(recorded), "broker_per_s": statistics.median(delivered)}
 
 
@@ -66,7 +66,8 @@ def _deliver(servers: str, topic: str, messages: int) -> float:
     return messages / seconds
 
 
-def _record(servers: str, topic: str, output: Path, messages: int) -> float:
+def record_topic(servers: str, topic: str, output: Path, messages: int) -> float:
+    """Messages a second of `shelfcast record`, from the first to the end of a topic that holds so many."""
     command = [sys.executable, "-m", "worker", "record", topic, "--to", "end", "--output", str(output)]
     environment = os.environ | {"SHELFCAST_KAFKA_BOOTSTRAP_SERVERS": servers}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

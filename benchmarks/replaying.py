@@ -14,6 +14,7 @@ from worker.replay import Replayed, ReplayPlan, run_replay
 from worker.replay_topics import replay_settings, replay_topics
 from worker.settings import load_settings
 
+PREFIX = "again."  # of the topics that a recording is replayed onto
 _TOPIC = "shop.orders.v1"
 _PARTITIONS = 4
 _START_MS = 1_700_000_000_000
@@ -25,10 +26,15 @@ def measure_replay(records: int = 1_500_000, message_bytes: int = 100, hours: in
     with tempfile.TemporaryDirectory(prefix="shelfcast-replay-") as folder:
         recording = write_orders(Path(folder) / "recording", records, message_bytes, hours)
         with LocalBroker(Path(folder)) as broker:
-            shop = load_settings({"SHELFCAST_KAFKA_BOOTSTRAP_SERVERS": broker.bootstrap_servers})
-            settings = replay_settings(shop, recording, "again.", recording.topics)
-            where = replay_topics(shop, recording, "again.", recording.topics, clock=True)
-            return run_replay(ReplayPlan(recording, recording.topics), settings, where)
+            return replay_onto(broker, recording)
+
+
+def replay_onto(broker: LocalBroker, recording: Recording) -> Replayed:
+    """Replay as fast as possible, with hourly ticks, onto topics that begin with PREFIX."""
+    shop = load_settings({"SHELFCAST_KAFKA_BOOTSTRAP_SERVERS": broker.bootstrap_servers})
+    settings = replay_settings(shop, recording, PREFIX, recording.topics)
+    where = replay_topics(shop, recording, PREFIX, recording.topics, clock=True)
+    return run_replay(ReplayPlan(recording, recording.topics), settings, where)
 
 
 def write_orders(path: Path, records: int, message_bytes: int, hours: int) -> Recording:
