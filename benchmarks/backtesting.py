@@ -24,7 +24,7 @@ import numpy as np
 from benchmarks.forecast import make_inputs
 from feature_store.recording_files import Manifest, RecordColumns, Recording, RecordingWriter, TopicEntry
 from forecaster import online_retail
-from forecaster.predictor import Predictor
+from forecaster.predictor import load_model
 from worker.backtest import BacktestOptions, VariantRun, run_variant
 from worker.backtest_models import NONE, SHIPPED
 from worker.backtest_variants import parse_variants, spread
@@ -77,7 +77,7 @@ def _columns(topic: str, partition: int, times_ms: Any, pairs: list[tuple[str, b
 
 def model_pace(freq: str) -> float:
     """Forecasts a second of the shipped model alone, in this process on one core, for about _MODEL_SECONDS."""
-    predictor, inputs = Predictor(SHIPPED), make_inputs(freq, _ROWS)
+    predictor, inputs = load_model(SHIPPED), make_inputs(freq, _ROWS)
     predictor.forecast(inputs)
     began, made = time.perf_counter(), 0
     while time.perf_counter() < began + _MODEL_SECONDS:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from feature_store.features import FEATURES
 from feature_store.known_future import KNOWN_CHANNELS
@@ -34,12 +34,25 @@ class Window(NamedTuple):
 WINDOWS: dict[str, Window] = {
     "1h": Window(336, 48),  # two weeks: the shortest past that shows a week twice
     "1d": Window(182, 28),  # half a year
-    "1w": Window(104, 13),  # two years
+    "1w": Window(104, 52),  # two years, to see each season twice; ahead to the same week of the next year
 }
 
 PAST_CHANNELS: tuple[str, ...] = tuple(feature.name for feature in FEATURES)
 # days_since_launch: from launch_time, else from the item's first event, to cutoff. Codes: 1..1023 by hash, 0 unknown.
 STATIC_CHANNELS: tuple[str, ...] = ("days_since_launch", "category_code", "brand_code")
+
+
+class Covariates(NamedTuple):
+    """Channels of a model beyond the worker's own, by name: they follow the others in `context` and in `known`.
+
+    A model that has any is for tables and not for live forecasts, since no worker computes them.
+    """
+
+    past: tuple[str, ...] = ()
+    known: tuple[str, ...] = ()
+
+
+NO_COVARIATES = Covariates()
 
 # Every forward pass has this many rows, the last one padded, so that a forecast does not depend on its batch. Half of
 # 64 costs a tenth of the throughput on a CPU core and saves a lone order half of its wait.
@@ -89,9 +102,15 @@ OUTPUTS: tuple[Tensor, ...] = (
 )
 
 
-def features_hash() -> str:
+def input_tensors(covariates: Covariates = NO_COVARIATES) -> tuple[Tensor, ...]:
+    """INPUTS of a model that has further covariates."""
+    more = {"context": len(covariates.past), "known": len(covariates.known), "running": len(covariates.past)}
+    return tuple(t._replace(dims=(*t.dims[:-1], t.dims[-1] + more.get(t.name, 0))) for t in INPUTS)
+
+
+def features_hash(covariates: Covariates = NO_COVARIATES) -> str:
     """Hash of everything a model's numbers depend on. A worker refuses a model that was trained on another."""
-    meaning = {
+    meaning: dict[str, Any] = {
         "features": [list(feature) for feature in FEATURES],
         "known": KNOWN_CHANNELS,
         "static": STATIC_CHANNELS,
@@ -100,6 +119,8 @@ def features_hash() -> str:
         "quantile_levels": QUANTILE_LEVELS,
         "tensors": [[t.name, t.triton_type, t.dims] for t in INPUTS + OUTPUTS],
     }
+    if covariates != NO_COVARIATES:
+        meaning["covariates"] = covariates
     return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -111,17 +132,17 @@ def _render_tensors(field: str, tensors: tuple[Tensor, ...]) -> str:
     return f"{field} [\n{entries}\n]\n"
 
 
-def render_config_pbtxt() -> str:
+def render_config_pbtxt(covariates: Covariates = NO_COVARIATES) -> str:
     """Triton's config.pbtxt of the model. Queued requests of equal lengths become one batch, up to MAX_BATCH_SIZE."""
     return (
         f'name: "{MODEL_NAME}"\n'
         'backend: "python"\n'
         f"max_batch_size: {MAX_BATCH_SIZE}\n"
-        + _render_tensors("input", INPUTS)
+        + _render_tensors("input", input_tensors(covariates))
         + _render_tensors("output", OUTPUTS)
         + f"dynamic_batching {{ max_queue_delay_microseconds: {MAX_QUEUE_DELAY_US} }}\n"
         + f"instance_group [ {{ count: {INSTANCES} }} ]\n"
         # All versions stay loaded, so that a new one can be checked and warmed before the worker is told to use it.
         + "version_policy: { all { } }\n"
-        + f'parameters: {{ key: "features_hash", value: {{ string_value: "{features_hash()}" }} }}\n'
+        + f'parameters: {{ key: "features_hash", value: {{ string_value: "{features_hash(covariates)}" }} }}\n'
     )

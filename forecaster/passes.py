@@ -13,17 +13,18 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from forecaster.contract import FREQ_CODES, INPUTS, OUTPUTS, ROWS_PER_PASS, WINDOWS
+from forecaster.contract import FREQ_CODES, NO_COVARIATES, OUTPUTS, ROWS_PER_PASS, WINDOWS, Covariates, input_tensors
 from forecaster.inputs import ModelInputs, ModelOutputs
 
 
-def forecast(model: nn.Module, inputs: ModelInputs) -> ModelOutputs:
+def forecast(model: nn.Module, inputs: ModelInputs, covariates: Covariates = NO_COVARIATES) -> ModelOutputs:
     """Forecasts of any number of items of one freq, row for row those of each item alone. Runs where the model is.
+    `covariates` are the model's own.
 
     Raises:
         ValueError: the inputs' shapes or freq are not what the model takes.
     """
-    check(inputs)
+    check(inputs, covariates)
     device = next(model.parameters()).device
     items, steps = len(inputs.context), inputs.known.shape[1] - inputs.context.shape[1]
     levels = OUTPUTS[0].dims[-1]
@@ -42,7 +43,7 @@ def forecast(model: nn.Module, inputs: ModelInputs) -> ModelOutputs:
     return out
 
 
-def check(inputs: ModelInputs) -> None:
+def check(inputs: ModelInputs, covariates: Covariates = NO_COVARIATES) -> None:
     """Hold the inputs to the contract: shapes that agree, one freq with its lengths.
 
     Raises:
@@ -57,7 +58,7 @@ def check(inputs: ModelInputs) -> None:
     length, total = inputs.context.shape[1], inputs.known.shape[1]
     if window is None or length != window.context_length or not 1 <= total - length <= window.max_prediction_length:
         raise ValueError(f"{names[0]} with {length} context and {total - length} prediction buckets is not {window}")
-    for tensor, array in zip(INPUTS, inputs, strict=True):
+    for tensor, array in zip(input_tensors(covariates), inputs, strict=True):
         free = {"context": length, "available_fraction": length, "known": total}.get(tensor.name, -1)
         expected = (items, *(free if size == -1 else size for size in tensor.dims))
         if array.shape != expected:

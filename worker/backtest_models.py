@@ -22,7 +22,7 @@ _BASELINES: dict[str, Callable[[ModelInputs, int], ModelOutputs]] = {
     "seasonal_naive": seasonal_naive_forecast,
 }
 # By name: it needs torch, which only those who ask for such a model pay for.
-_TORCH_SIDE = "forecaster.predictor"
+_PREDICTOR = "forecaster.predictor"
 
 
 class BacktestModel(NamedTuple):
@@ -85,7 +85,7 @@ async def _served(name: str, settings: Settings) -> BacktestModel:
 
 def _weights(folder: Path) -> BacktestModel:
     try:
-        predictor = importlib.import_module(_TORCH_SIDE).Predictor(folder)
+        predictor = importlib.import_module(_PREDICTOR).load_model(folder)
     except ModuleNotFoundError as error:
         raise BacktestError(f"a model of this process needs {error.name}: pip install 'shelfcast[embedded]'") from error
     except (OSError, ValueError) as error:

@@ -17,6 +17,7 @@ bucket
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -47,6 +48,7 @@ class Resolution(NamedTuple):
 RESOLUTIONS: dict[str, Resolution] = {
     "1h": Resolution(patch=24, week=7, half_life=168.0, prior=1 / 24),
     "1d": Resolution(patch=7, week=4, half_life=28.0, prior=1.0),
+    "1w": Resolution(patch=4, week=13, half_life=13.0, prior=7.0),
 }
 _FREQ_BY_CODE = {contract.FREQ_CODES[freq]: freq for freq in RESOLUTIONS}
 
@@ -60,21 +62,32 @@ class PatchTransformerConfig(PretrainedConfig):  # type: ignore[misc]
 
     model_type = "shelfcast_patch_transformer"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what config.json holds, by name
         self,
         width: int = 96,
         layers: int = 3,
         heads: int = 4,
         step_width: int = 48,
+        freqs: Sequence[str] = ("1h", "1d"),
+        past_covariates: Sequence[str] = (),
+        known_covariates: Sequence[str] = (),
         features_hash: str = "",
         **kwargs: Any,
     ) -> None:
+        self.freqs = list(freqs)
+        self.past_covariates = list(past_covariates)
+        self.known_covariates = list(known_covariates)
         self.width = width
         self.layers = layers
         self.heads = heads
         self.step_width = step_width
-        self.features_hash = features_hash or contract.features_hash()
+        self.features_hash = features_hash or contract.features_hash(self.covariates)
         super().__init__(**kwargs)
+
+    @property
+    def covariates(self) -> contract.Covariates:
+        """Channels beyond the worker's own."""
+        return contract.Covariates(tuple(self.past_covariates), tuple(self.known_covariates))
 
 
 class Forecast(NamedTuple):
@@ -122,14 +135,16 @@ class _Block(nn.Module):
 class _Tokens(nn.Module):
     """Embeds patches of one frequency, and spreads future tokens over their steps."""
 
-    def __init__(self, resolution: Resolution, context_length: int, config: PatchTransformerConfig) -> None:
+    def __init__(self, resolution: Resolution, window: contract.Window, config: PatchTransformerConfig) -> None:
         super().__init__()
         patch, width = resolution.patch, config.width
-        patches = context_length // patch
-        self.past = nn.Linear(patch * n.PAST_WIDTH, width)
-        self.future = nn.Linear(patch * n.KNOWN_WIDTH, width)
+        patches = window.context_length // patch
+        past_more, known_more = len(config.past_covariates), len(config.known_covariates)
+        self.past = nn.Linear(patch * (n.PAST_WIDTH + 2 * (past_more + known_more)), width)
+        self.future = nn.Linear(patch * (n.KNOWN_WIDTH + 2 * known_more), width)
         self.past_place = nn.Parameter(torch.randn(patches, width) * 0.02)
-        self.future_place = nn.Parameter(torch.randn(4, width) * 0.02)
+        futures = max(-(-window.max_prediction_length // patch), 4)
+        self.future_place = nn.Parameter(torch.randn(futures, width) * 0.02)
         self.item_place = nn.Parameter(torch.randn(1, width) * 0.02)
         self.spread = nn.Linear(width, patch * config.step_width)
 
@@ -151,17 +166,16 @@ class PatchTransformer(PreTrainedModel):  # type: ignore[misc]
 
     def __init__(self, config: PatchTransformerConfig) -> None:
         """Raises FeaturesMismatchError where config.features_hash is not this code's."""
-        if config.features_hash != contract.features_hash():
+        expected = contract.features_hash(config.covariates)
+        if config.features_hash != expected:
             raise FeaturesMismatchError(
                 f"these weights were trained on features {config.features_hash}, this code computes "
-                f"{contract.features_hash()}: train them anew, or serve them with the release that made them"
+                f"{expected}: train them anew, or serve them with the release that made them"
             )
         super().__init__(config)
         width, step_width, levels = config.width, config.step_width, len(contract.QUANTILE_LEVELS)
         windows = contract.WINDOWS
-        self.tokens = nn.ModuleDict(
-            {freq: _Tokens(cut, windows[freq].context_length, config) for freq, cut in RESOLUTIONS.items()}
-        )
+        self.tokens = nn.ModuleDict({freq: _Tokens(RESOLUTIONS[freq], windows[freq], config) for freq in config.freqs})
         self.clock = nn.Linear(n.CLOCK_WIDTH, width)
         # One embedding a code. They begin at zero, and stay there for weights whose training data names no
         # categories, so that a code that was never learnt says nothing.
@@ -272,8 +286,8 @@ class PatchTransformer(PreTrainedModel):  # type: ignore[misc]
         if len(codes) != 1:
             raise ValueError(f"one pass is of one freq, these rows have codes {sorted(codes)}")
         name = _FREQ_BY_CODE.get(int(codes.pop()))
-        if name is None:
-            raise ValueError(f"this model forecasts {sorted(RESOLUTIONS)}, not the freq with code {freq.flatten()[0]}")
+        if name not in self.config.freqs:
+            raise ValueError(f"this model forecasts {self.config.freqs}, not the freq with code {freq.flatten()[0]}")
         length = contract.WINDOWS[name].context_length
         if context.shape[1] != length:
             raise ValueError(f"context of {name} has {length} buckets, not {context.shape[1]}")
