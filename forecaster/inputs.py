@@ -15,7 +15,7 @@ from feature_store.events import CalendarEntry
 from feature_store.features import BucketRows, context
 from feature_store.items import Item, ProductState
 from feature_store.known_future import KNOWN_CHANNELS, Span, known_channels
-from forecaster.contract import FREQ_CODES, STATIC_CHANNELS, WINDOWS
+from forecaster.contract import FREQ_CODES, NO_COVARIATES, STATIC_CHANNELS, WINDOWS, Covariates, input_tensors
 
 _DAY_MS = 86_400_000
 _CODES = 1023
@@ -134,3 +134,25 @@ def _static(subject: Subject, cutoff_ms: int) -> tuple[float, int, int]:
     product = subject.product
     launch_ms = subject.item.first_event_ms if product.launch_ms is None else product.launch_ms
     return ((cutoff_ms - launch_ms) / _DAY_MS, hash_code(product.category), hash_code(product.brand))
+
+
+def check(inputs: ModelInputs, covariates: Covariates = NO_COVARIATES) -> None:
+    """Hold the inputs to the contract: shapes that agree, one freq with its lengths.
+
+    Raises:
+        ValueError: says which tensor is wrong and what it ought to be.
+    """
+    items = len(inputs.freq)
+    codes = set(inputs.freq.flatten().tolist())
+    names = [freq for freq, code in FREQ_CODES.items() if codes == {code}]
+    if not names:
+        raise ValueError(f"freq must be one of the codes {FREQ_CODES} and the same in all {items} rows, not {codes}")
+    window = WINDOWS.get(names[0])
+    length, total = inputs.context.shape[1], inputs.known.shape[1]
+    if window is None or length != window.context_length or not 1 <= total - length <= window.max_prediction_length:
+        raise ValueError(f"{names[0]} with {length} context and {total - length} prediction buckets is not {window}")
+    for tensor, array in zip(input_tensors(covariates), inputs, strict=True):
+        free = {"context": length, "available_fraction": length, "known": total}.get(tensor.name, -1)
+        expected = (items, *(free if size == -1 else size for size in tensor.dims))
+        if array.shape != expected:
+            raise ValueError(f"{tensor.name} has shape {array.shape}, expected {expected}")

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from forecaster.contract import FREQ_CODES, NO_COVARIATES, OUTPUTS, ROWS_PER_PASS, WINDOWS, Covariates, input_tensors
-from forecaster.inputs import ModelInputs, ModelOutputs
+from forecaster.contract import NO_COVARIATES, OUTPUTS, ROWS_PER_PASS, Covariates
+from forecaster.inputs import ModelInputs, ModelOutputs, check
 
 
 def forecast(model: nn.Module, inputs: ModelInputs, covariates: Covariates = NO_COVARIATES) -> ModelOutputs:
@@ -41,28 +41,6 @@ def forecast(model: nn.Module, inputs: ModelInputs, covariates: Covariates = NO_
             for target, values in zip(out, made, strict=True):
                 target[rows] = values[: rows.stop - first].cpu().numpy()
     return out
-
-
-def check(inputs: ModelInputs, covariates: Covariates = NO_COVARIATES) -> None:
-    """Hold the inputs to the contract: shapes that agree, one freq with its lengths.
-
-    Raises:
-        ValueError: says which tensor is wrong and what it ought to be.
-    """
-    items = len(inputs.freq)
-    codes = set(inputs.freq.flatten().tolist())
-    names = [freq for freq, code in FREQ_CODES.items() if codes == {code}]
-    if not names:
-        raise ValueError(f"freq must be one of the codes {FREQ_CODES} and the same in all {items} rows, not {codes}")
-    window = WINDOWS.get(names[0])
-    length, total = inputs.context.shape[1], inputs.known.shape[1]
-    if window is None or length != window.context_length or not 1 <= total - length <= window.max_prediction_length:
-        raise ValueError(f"{names[0]} with {length} context and {total - length} prediction buckets is not {window}")
-    for tensor, array in zip(input_tensors(covariates), inputs, strict=True):
-        free = {"context": length, "available_fraction": length, "known": total}.get(tensor.name, -1)
-        expected = (items, *(free if size == -1 else size for size in tensor.dims))
-        if array.shape != expected:
-            raise ValueError(f"{tensor.name} has shape {array.shape}, expected {expected}")
 
 
 def _padded(rows: NDArray[Any]) -> NDArray[Any]:

@@ -7,9 +7,9 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from forecaster import contract
-from forecaster.inputs import ModelInputs, ModelOutputs
+from forecaster.inputs import ModelInputs, ModelOutputs, check
 from forecaster.models.patch_transformer import RESOLUTIONS, load
-from forecaster.passes import check, forecast
+from forecaster.passes import forecast
 
 # A pass of 64 rows is too little work for more; Triton scales by instances. OMP_NUM_THREADS may say fewer.
 MAX_THREADS = 4
