@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 DAY_MS = 86_400_000
 FIXED_MS = {"5m": 300_000, "1h": 3_600_000}
+_QUARTER_MS = 900_000
 FREQS: tuple[str, ...] = ("5m", "1h", "1d", "1w")
 _FIRST_DAY, _LAST_DAY = (
     0,
@@ -72,6 +73,18 @@ def bucket_start_ms(freq: str, bucket: NDArray[np.int64], time_zone: str) -> NDA
         return bucket * FIXED_MS[freq]
     day = bucket if freq == "1d" else bucket * 7 - _WEEK_OFFSET
     return _midnights(time_zone)[np.clip(day - _FIRST_DAY, 0, _LAST_DAY)]
+
+
+def local_to_utc_ms(local_ms: NDArray[np.int64], time_zone: str) -> NDArray[np.int64]:
+    """UTC of local times. Of an hour that comes twice in autumn the first is meant."""
+    if time_zone == "UTC":
+        return local_ms
+    # Clocks change on a quarter of an hour, so each distinct one is asked for once.
+    zone, epoch = ZoneInfo(time_zone), dt.datetime(1970, 1, 1)
+    quarters, index = np.unique(local_ms // _QUARTER_MS, return_inverse=True)
+    local = (epoch + dt.timedelta(milliseconds=int(q) * _QUARTER_MS) for q in quarters)
+    starts_ms = np.array([int(start.replace(tzinfo=zone).timestamp()) * 1000 for start in local], dtype=np.int64)
+    return np.asarray(starts_ms[index] + local_ms % _QUARTER_MS, dtype=np.int64)
 
 
 def local_clock(freq: str, bucket: NDArray[np.int64], time_zone: str) -> NDArray[np.float32]:

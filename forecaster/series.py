@@ -46,6 +46,7 @@ class SeriesTable:
             `available_fraction`, and covariates.
         category_code, brand_code: int64 (item,), `inputs.hash_code` of the names; 0 = unknown.
         launch_bucket: int64 (item,): bucket in which the item was launched.
+        week_begins_on: weekday (Monday 0) that names a `1w` bucket where the series came from, and in forecasts.
     """
 
     freq: str
@@ -59,6 +60,7 @@ class SeriesTable:
     brand_code: Integers
     launch_bucket: Integers
     texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # title, description, …: one for each series
+    week_begins_on: int = 0
 
     def __len__(self) -> int:
         return len(self.item_ids)

@@ -14,10 +14,11 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from feature_store.calendar_time import local_to_utc_ms
 from feature_store.events import ClickEvent, OrderEvent, ProductEvent, ReviewEvent
 from forecaster import online_retail
 from worker.errors import TableError
-from worker.tables import local_to_utc_ms, numbers, read_table, utc_ms
+from worker.tables import numbers, read_table, utc_ms
 
 _DAY_MS = 86_400_000
 Events = dict[str, Iterable[msgspec.Struct]]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +12,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import csv, json, parquet
 
+from feature_store.calendar_time import local_to_utc_ms
 from worker.errors import TableError
 
-_QUARTER_MS = 900_000
 _COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
 _ENDINGS = (".parquet", ".csv", ".jsonl", ".ndjson")
 
@@ -94,15 +92,3 @@ def utc_ms(path: Path, name: str, column: Any, time_zone: str) -> NDArray[np.int
     except pa.ArrowInvalid as error:
         raise TableError(f"{path}: {name} holds something that is no time ({error})") from error
     return ms if column.type.tz else local_to_utc_ms(ms, time_zone)
-
-
-def local_to_utc_ms(local_ms: NDArray[np.int64], time_zone: str) -> NDArray[np.int64]:
-    """UTC of local times. Of an hour that comes twice in autumn the first is meant."""
-    if time_zone == "UTC":
-        return local_ms
-    # Clocks change on a quarter of an hour, so each distinct one is asked for once.
-    zone, epoch = ZoneInfo(time_zone), dt.datetime(1970, 1, 1)
-    quarters, index = np.unique(local_ms // _QUARTER_MS, return_inverse=True)
-    local = (epoch + dt.timedelta(milliseconds=int(q) * _QUARTER_MS) for q in quarters)
-    starts_ms = np.array([int(start.replace(tzinfo=zone).timestamp()) * 1000 for start in local], dtype=np.int64)
-    return np.asarray(starts_ms[index] + local_ms % _QUARTER_MS, dtype=np.int64)
