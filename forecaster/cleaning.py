@@ -7,7 +7,7 @@ models are used to; nothing is invented unless asked for.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -124,7 +124,7 @@ def clean(table: SeriesTable, rules: CleaningRules) -> tuple[SeriesTable, Cleani
     """
     work = _Work(table, rules)
     before, buckets = _total(table.units), int(np.isfinite(table.units).sum())
-    changes = [work.apply(name, rule) for name, rule in _rules(rules)]
+    changes = [work.apply(name, rule) for name, rule in _rules(rules, table.columns)]
     cleaned = dataclasses.replace(table, units=work.units, columns=work.columns)
     return cleaned, CleaningReport(buckets, len(table), before, _total(work.units), tuple(changes))
 
@@ -143,18 +143,18 @@ class _New(NamedTuple):
     units: Floats
 
 
-def _rules(rules: CleaningRules) -> Iterator[tuple[str, _Rule]]:
+def _rules(rules: CleaningRules, columns: Collection[str]) -> Iterator[tuple[str, _Rule]]:
     if rules.negative != "keep":
         yield f"negative: {rules.negative}", _Work.negative
     if rules.missing != "leave":
         yield f"missing: {rules.missing}", _Work.missing
-    if rules.one_off != "none":
+    if rules.one_off == "flagged" or (rules.one_off == "large" and "one_off" in columns):
         yield "one-off: flagged", _Work.flagged
     if rules.one_off == "large":
         yield f"one-off: over {rules.one_off_factor:g} x the median", _Work.large
     if rules.outliers != "none":
         yield f"outliers: {rules.outliers}, {rules.outlier_action}", _Work.outliers
-    if rules.stock_outs != "none":
+    if rules.stock_outs == "recorded" or (rules.stock_outs == "suspected" and "available_fraction" in columns):
         yield "stock-outs: recorded", _Work.recorded_stock_outs
     if rules.stock_outs == "suspected":
         yield "stock-outs: suspected", _Work.suspected_stock_outs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from feature_store.calendar_time import ShopCalendar, bucket_of
-from feature_store.events import ORDER_ACTIONS, EventBatch, item_id_of
+from feature_store.events import ORDER_ACTIONS, EventBatch
 from feature_store.features import FEATURES, UNITS_PER_ONE, bucket_rows
 from feature_store.recording_files import Recording
 from forecaster.recorded import last_time_ms, recorded_events, split_by_zone
@@ -29,7 +29,8 @@ def recorded_series(
 def counted_series(
     events: EventBatch, freq: str, time_zone: str, *, end_ms: int | None = None, horizon: int = 0
 ) -> SeriesTable:
-    """Events of a shop without locations, counted into buckets: the channels are those that a worker has.
+    """Events of a shop without locations, counted into buckets: the channels are those that a worker has. Products are
+    named by their item_id, as `recorded.split_by_zone` does it.
 
     A series begins with its item's first order line. The last bucket is the one before that which holds `end_ms`, the
     end of the record (None: its newest event), for that one is not over. There are `horizon` cells after it, of which
@@ -60,7 +61,7 @@ def counted_series(
     return SeriesTable(
         freq=freq,
         time_zone=time_zone,
-        item_ids=tuple(item_id_of(*events.series[s]) for s in items.tolist()),
+        item_ids=tuple(events.series[s][0] for s in items.tolist()),
         first_bucket=spans.first,
         offsets=spans.offsets,
         units=columns.pop("units"),

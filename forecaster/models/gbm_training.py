@@ -130,9 +130,7 @@ def _mean_weight(plan: GbmPlan) -> float:
     return 2 - plan.tweedie_power
 
 
-def _grow(
-    learnt: _Sample, judged: _Sample, parameters: dict[str, Any], trees: int, power: float
-) -> lightgbm.Booster:
+def _grow(learnt: _Sample, judged: _Sample, parameters: dict[str, Any], trees: int, power: float) -> lightgbm.Booster:
     """The booster of the mean; rows weigh level^power."""
     known, held = np.isfinite(learnt.target), np.isfinite(judged.target)
     names, categorical = learnt.rows.names, learnt.rows.categorical
@@ -164,9 +162,7 @@ def _grow_quantile(learnt: _Sample, judged: _Sample, level: float, plan: GbmPlan
         categorical_feature=learnt.rows.categorical,
         params=parameters,
     )
-    check = lightgbm.Dataset(
-        judged.rows.values[held], judged.target[held], weight=judged.weight[held], reference=data
-    )
+    check = lightgbm.Dataset(judged.rows.values[held], judged.target[held], weight=judged.weight[held], reference=data)
     return _boost(parameters, data, check, plan.quantile_trees)
 
 
