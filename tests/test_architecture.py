@@ -105,6 +105,7 @@ ROOTS = {
     "demo",
     "dlq",
     "features_export",
+    "forecast",
     "record",
     "recording",
     "replay",

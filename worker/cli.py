@@ -27,6 +27,7 @@ _COMMANDS = {
     "snapshot": ("worker.snapshot", "Save features and positions as files, while workers go on."),
     "restore": ("worker.restore", "Bring a snapshot back, here or in another namespace."),
     "backfill": ("worker.backfill", "Fill features from tables of past events, before the first start."),
+    "forecast": ("worker.forecast", "Forecast the series of a table or a recording, into a file."),
     "train": ("forecaster.train", "Train the served model."),
     "evaluate": ("forecaster.evaluate", "Score the model on days that it was not trained on."),
 }
