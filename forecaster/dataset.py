@@ -67,7 +67,7 @@ class History:
         self.order_times = self.batch.event_time_ms[lines]
         self.order_series = self.batch.series_index[lines]
         self._order_key = np.sort((self.order_series << _TIME_BITS) + self.order_times)
-        self._rows = {freq: bucket_rows(self.batch, freq, calendar) for freq in ("1h", "1d")}
+        self._rows = {freq: bucket_rows(self.batch, freq, calendar) for freq in WINDOWS}
         self._row_keys = {freq: (rows.item << _BUCKET_BITS) + rows.bucket for freq, rows in self._rows.items()}
 
     @property
@@ -201,13 +201,15 @@ def draw(history: History, freq: str, sampling: Sampling, rng: np.random.Generat
     items drawn by a power of their recent order lines, so that busy ones come more often and no item never.
     None where too few items are known at that cutoff."""
     zone = history.calendar.time_zone
-    day = int(bucket_of("1d", rng.integers(sampling.first_ms, sampling.last_ms, size=1), zone)[0])
-    midnight = int(bucket_start_ms("1d", np.array([day]), zone)[0])
-    cutoff_ms = midnight + _time_of_day_ms(freq, rng)
+    moment_ms = int(rng.integers(sampling.first_ms, sampling.last_ms))
+    day = int(bucket_of("1d", np.array([moment_ms]), zone)[0])
+    cutoff_ms = _cutoff_ms(freq, moment_ms, zone, rng)
     past = _PAST_DAYS[rng.choice(len(_PAST_DAYS), p=[share for _, share in _PAST_DAYS])][0]
     start_ms = 0
     if past is not None:
         start_ms = int(bucket_start_ms("1d", np.array([day - int(rng.integers(*past))]), zone)[0])
+        # A week that the worker heard in part would be stored in part; here it is stored whole.
+        start_ms = _start_of("1w", start_ms, zone) if freq == "1w" else start_ms
     lines = history.order_lines(max(start_ms, cutoff_ms - 56 * _DAY_MS), cutoff_ms)
     known = np.flatnonzero(history.order_lines(start_ms, cutoff_ms))
     if len(known) < sampling.items:
@@ -217,14 +219,19 @@ def draw(history: History, freq: str, sampling: Sampling, rng: np.random.Generat
     return history.window(freq, cutoff_ms, series, WINDOWS[freq].max_prediction_length, start_ms)
 
 
-def _time_of_day_ms(freq: str, rng: np.random.Generator) -> int:
+def _cutoff_ms(freq: str, moment_ms: int, zone: str, rng: np.random.Generator) -> int:
+    """A moment of the day that `moment_ms` lies in, or the start of its bucket."""
     hour_ms = 3_600_000
     boundary = rng.random() < _SHARE_ON_BOUNDARY
-    if boundary and freq == "1d":
-        return 0
+    if boundary and freq != "1h":
+        return _start_of(freq, moment_ms, zone)
     trading = rng.random() < 0.8
     time_ms = int(rng.integers(6 * hour_ms, 21 * hour_ms) if trading else rng.integers(0, 23 * hour_ms))
-    return time_ms // hour_ms * hour_ms if boundary else time_ms
+    return _start_of("1d", moment_ms, zone) + (time_ms // hour_ms * hour_ms if boundary else time_ms)
+
+
+def _start_of(freq: str, time_ms: int, zone: str) -> int:
+    return int(bucket_start_ms(freq, bucket_of(freq, np.array([time_ms]), zone), zone)[0])
 
 
 def stack(windows: Sequence[Window]) -> Window:

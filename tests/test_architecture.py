@@ -23,6 +23,7 @@ TORCH_SIDE = (
     "forecaster/evaluate.py",
     "forecaster/explain.py",
     "forecaster/export.py",
+    "forecaster/loader.py",
     "forecaster/models/",
     "forecaster/passes.py",
     "forecaster/predictor.py",

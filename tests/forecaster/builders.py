@@ -9,6 +9,7 @@ from feature_store.known_future import KNOWN_CHANNELS, Span, known_channels
 from forecaster.contract import FREQ_CODES, PAST_CHANNELS, STATIC_CHANNELS, WINDOWS
 from forecaster.dataset import History
 from forecaster.inputs import ModelInputs
+from forecaster.series import SeriesTable
 from forecaster.synthetic import Shop, generate
 
 ZONE = "Europe/London"
@@ -58,3 +59,24 @@ def small_history() -> History:
     """The same, arranged for windows."""
     shop = small_shop()
     return History(shop.batch, ShopCalendar(shop.time_zone), shop.end_ms, shop.products, shop.global_entries)
+
+
+def small_table(items: int = 12, days: int = 220, seed: int = 0) -> SeriesTable:
+    """A seeded table of daily Poisson sales with a weekly rhythm and a price; item i begins on day 3 i."""
+    rng = np.random.default_rng(seed)
+    first = np.arange(items) * 3
+    rate = np.exp(rng.normal(1, 1, items))[:, None] * (1 + 0.6 * (np.arange(days) % 7 > 4))
+    kept = np.arange(days) >= first[:, None]
+    price = np.broadcast_to(np.exp(rng.normal(1, 0.3, items))[:, None], (items, days))
+    return SeriesTable(
+        freq="1d",
+        time_zone=ZONE,
+        item_ids=tuple(f"item-{i}" for i in range(items)),
+        first_bucket=20_000 + first.astype(np.int64),
+        offsets=np.concatenate([[0], np.cumsum(days - first)]).astype(np.int64),
+        units=rng.poisson(rate).astype(np.float32)[kept],
+        columns={"unit_price": price.astype(np.float32)[kept]},
+        category_code=np.ones(items, dtype=np.int64),
+        brand_code=np.zeros(items, dtype=np.int64),
+        launch_bucket=20_000 + first.astype(np.int64),
+    )

@@ -1,0 +1,159 @@
+"""What a model is trained on and judged by: sources of windows, and others held out, of the shops that a user names."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from feature_store.calendar_time import ShopCalendar, bucket_of, bucket_start_ms
+from feature_store.recording_files import Recording, RecordingError
+from forecaster import online_retail, synthetic
+from forecaster.batches import SourceError, Weighted
+from forecaster.contract import NO_COVARIATES, WINDOWS, Covariates
+from forecaster.dataset import History
+from forecaster.recorded import last_time_ms, recorded_events, split_by_zone
+from forecaster.series import SeriesTable
+from forecaster.sources import HistorySource, SeriesSource
+
+_DAY_MS = 86_400_000
+_HELD_OUT_DAYS = 28
+# Buckets of a table that judge training: as many as are forecast, but four weeks of hours, that all weekdays are among
+# them, and no more than a quarter of weeks, since who has weeks has few.
+HELD_OUT_BUCKETS = {"1h": 672, "1d": 28, "1w": 13}
+# The first days of a record hold too little past to learn from.
+_BURN_IN_DAYS = 5
+_LEAST_DAYS = 4 * _BURN_IN_DAYS  # of a recording before its held-out weeks
+_SHOP_ITEMS, _SHOP_DAYS = 150, 420  # of an invented shop
+
+
+class TrainingData(NamedTuple):
+    """Sources to learn from, and those that training is judged by: the same shops, later."""
+
+    sources: list[Weighted]
+    held_out: list[Weighted]
+
+    def __add__(self, other: object) -> TrainingData:
+        """Both together."""
+        if not isinstance(other, TrainingData):
+            return NotImplemented
+        return TrainingData(self.sources + other.sources, self.held_out + other.held_out)
+
+
+NO_DATA = TrainingData([], [])
+
+
+def retail_data(path: Path, until: dt.date, seed: int, freqs: Sequence[str]) -> TrainingData:
+    """Online Retail II up to the local date `until` (inclusive), as it is and with invented clicks; its last four weeks
+    are held out."""
+    until_ms = online_retail.day_start_ms(until + dt.timedelta(days=1))
+    end_ms = online_retail.day_start_ms(until + dt.timedelta(days=1 - _HELD_OUT_DAYS))
+    lines = online_retail.read(path).between(0, until_ms)
+    calendar, closed = ShopCalendar(online_retail.TIME_ZONE), online_retail.closures()
+    training = lines.between(0, end_ms).batch()
+    clicked = synthetic.invent_clicks(training, seed)
+    name = path.name
+    sources = [
+        _learnt(History(training, calendar, end_ms, global_entries=closed), freqs, 0.3, name),
+        # The shop's holidays unannounced: a live shop may not send a calendar.
+        _learnt(History(training, calendar, end_ms), freqs, 0.25, f"{name} without a calendar"),
+        _learnt(History(clicked, calendar, end_ms, global_entries=closed), freqs, 0.2, f"{name} with invented clicks"),
+    ]
+    return TrainingData(sources, [_held_out(History(lines.batch(), calendar, until_ms), freqs, name)])
+
+
+def synthetic_data(items: int, seed: int, freqs: Sequence[str], share: float = 0.25) -> TrainingData:
+    """Invented shops with `items` items together, none held out."""
+    shops = max(1, round(items / _SHOP_ITEMS))
+    made = [_invented(items // shops, _SHOP_DAYS, seed + shop) for shop in range(shops)]
+    return TrainingData([_learnt(h, freqs, share / shops, f"invented shop {i}") for i, h in enumerate(made)], [])
+
+
+def synthetic_held_out(seed: int, freqs: Sequence[str]) -> TrainingData:
+    """An invented shop to judge by, where there is nothing better."""
+    return TrainingData([], [_held_out(_invented(100, 300, seed + 1000), freqs, "an invented shop")])
+
+
+def recorded_data(
+    recording: Recording, calendar: ShopCalendar, freqs: Sequence[str], currency: str = ""
+) -> TrainingData:
+    """A recording, one source for each time zone; its last four weeks are held out, unless it is too short to be parted
+    in two.
+
+    Raises:
+        RecordingError: it holds no orders, is too short, or is damaged.
+    """
+    parts = split_by_zone(recorded_events(recording, currency), calendar)
+    lines = sum(len(events) for _, events in parts)
+    sources, held_out = [], []
+    for zone, events in parts:
+        own, name = ShopCalendar(zone), f"{recording.path.name} in {zone}"
+        last_day = bucket_of("1d", np.array([last_time_ms(events)]), zone)
+        days = np.concatenate([last_day + 1, last_day + 1 - _HELD_OUT_DAYS])
+        until_ms, split_ms = bucket_start_ms("1d", days, zone).tolist()
+        first_ms = int(events.event_time_ms.min())
+        if until_ms - first_ms < _LEAST_DAYS * _DAY_MS:
+            raise RecordingError(f"{recording.path} is too short to learn from: {_LEAST_DAYS} days are the least")
+        share = len(events) / lines
+        if split_ms - first_ms >= _LEAST_DAYS * _DAY_MS:
+            past = events.take(events.event_time_ms < split_ms)
+            sources.append(_learnt(History(past, own, split_ms), freqs, share, name))
+            held_out.append(_held_out(History(events, own, until_ms), freqs, name))
+        else:
+            sources.append(_learnt(History(events, own, until_ms), freqs, share, name))
+    return TrainingData(sources, held_out)
+
+
+def table_data(
+    table: SeriesTable,
+    covariates: Covariates = NO_COVARIATES,
+    *,
+    held_out: int | None = None,
+    end_bucket: int | None = None,
+    name: str = "the table",
+) -> TrainingData:
+    """A table of series up to `end_bucket` (exclusive; default: as far as units are known), its last `held_out` buckets
+    held out (0 = none, default HELD_OUT_BUCKETS).
+
+    Raises:
+        SourceError: nothing is left to learn from.
+    """
+    freq = table.freq
+    held = HELD_OUT_BUCKETS[freq] if held_out is None else held_out
+    known_end = int(table.end_bucket.max(initial=0))
+    end = known_end if end_bucket is None else min(known_end, end_bucket)
+    first = int(table.first_bucket.min(initial=end)) + 1
+    split = end - held
+    if split <= first:
+        raise SourceError(
+            f"{name} has {max(end - first + 1, 0)} {freq} buckets, of which {held} are held out: too few are left to "
+            "learn from; hold out fewer with --held-out, or give a longer table"
+        )
+    source = SeriesSource(table, first, split - 1, split, covariates)
+    learnt = [Weighted(source, 1.0, name)]
+    if not held:
+        return TrainingData(learnt, [])
+    # The last cutoff that still has a whole forecast's units to be compared with, where one has.
+    last = max(end - WINDOWS[freq].max_prediction_length, split)
+    judged = SeriesSource(table, split, last, end, covariates, volume_power=0.0, recent_share=0.0)
+    return TrainingData(learnt, [Weighted(judged, 1.0, name)])
+
+
+def _invented(items: int, days: int, seed: int) -> History:
+    shop = synthetic.generate(items, days, seed)
+    return History(shop.batch, ShopCalendar(shop.time_zone), shop.end_ms, shop.products, shop.global_entries)
+
+
+def _learnt(history: History, freqs: Sequence[str], share: float, name: str) -> Weighted:
+    source = HistorySource(history, history.start_ms + _BURN_IN_DAYS * _DAY_MS, history.end_ms, tuple(freqs))
+    return Weighted(source, share, name)
+
+
+def _held_out(history: History, freqs: Sequence[str], name: str) -> Weighted:
+    """Cutoffs in the history's last weeks."""
+    end_ms = history.end_ms
+    source = HistorySource(history, end_ms - _HELD_OUT_DAYS * _DAY_MS, end_ms - _DAY_MS, tuple(freqs))
+    return Weighted(source, 1.0, name)
