@@ -6,9 +6,7 @@ of cutoff and items is made here. Everything is a pure function of the history a
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -239,39 +237,3 @@ def stack(windows: Sequence[Window]) -> Window:
     inputs = ModelInputs(*(np.concatenate(parts) for parts in zip(*(w.inputs for w in windows), strict=True)))
     units = np.concatenate([w.units for w in windows])
     return Window(inputs, units, np.concatenate([w.cumulative_units for w in windows]))
-
-
-def prefetched(make: Callable[[], Window], depth: int = 4) -> Generator[Window, None, None]:
-    """Windows made one after another by a thread of their own, `depth` ahead, in the order they were made.
-
-    Closing the iterator ends the thread; an exception of `make` is raised here.
-    """
-    ready: queue.Queue[Window | BaseException] = queue.Queue(maxsize=depth)
-    stopped = threading.Event()
-
-    def produce() -> None:
-        while not stopped.is_set():
-            try:
-                made: Window | BaseException = make()
-            except BaseException as error:  # handed over to the reader, who raises it
-                made = error
-            while not stopped.is_set():
-                try:
-                    ready.put(made, timeout=0.1)
-                    break
-                except queue.Full:
-                    continue
-            if isinstance(made, BaseException):
-                return
-
-    thread = threading.Thread(target=produce, name="windows", daemon=True)
-    thread.start()
-    try:
-        while True:
-            window = ready.get()
-            if isinstance(window, BaseException):
-                raise window
-            yield window
-    finally:
-        stopped.set()
-        thread.join()

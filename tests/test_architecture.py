@@ -20,15 +20,20 @@ MAY_IMPORT = {
 
 # One home a library; a folder stands for all below it.
 TORCH_SIDE = (
+    "forecaster/checkpoints.py",
     "forecaster/evaluate.py",
     "forecaster/explain.py",
     "forecaster/export.py",
+    "forecaster/fitting.py",
     "forecaster/loader.py",
     "forecaster/models/",
     "forecaster/passes.py",
     "forecaster/predictor.py",
+    "forecaster/run_folder.py",
     "forecaster/text.py",
     "forecaster/train.py",
+    "forecaster/train_gbm.py",
+    "forecaster/training_state.py",
     "forecaster/tune.py",
 )
 HOMES = {
@@ -38,6 +43,7 @@ HOMES = {
     "redis": ("feature_store/redis_calls.py", "feature_store/redis_cluster.py"),
     "tritonclient": ("worker/forecast_client.py",),
     "torch": (*TORCH_SIDE, "triton_models/"),
+    "accelerate": ("forecaster/fitting.py",),
     "transformers": (*TORCH_SIDE, "triton_models/"),
     "safetensors": (*TORCH_SIDE, "triton_models/"),
     "triton_python_backend_utils": ("triton_models/",),

@@ -9,7 +9,7 @@ from feature_store.calendar_time import ShopCalendar
 from feature_store.events import Action, EventBatch
 from feature_store.features import FEATURE_INDEX, FEATURES
 from forecaster.contract import PAST_CHANNELS, WINDOWS
-from forecaster.dataset import History, Sampling, draw, prefetched, stack
+from forecaster.dataset import History, Sampling, draw, stack
 from tests.forecaster.builders import ZONE, small_history, small_shop
 
 DAY_MS = 86_400_000
@@ -150,20 +150,3 @@ def test_draws_are_seeded_and_know_every_item() -> None:
     assert (seen <= 7).mean() > 0.05
     assert ((seen > 7) & (seen <= 28)).mean() > 0.15
     assert (seen > 100).mean() > 0.15
-
-
-def test_prefetched_windows_come_in_order_and_errors_are_raised() -> None:
-    history = small_history()
-    series = np.flatnonzero(history.order_lines(0, CUTOFF_MS))[:2]
-    made = iter(range(1, 4))
-
-    def make() -> object:
-        days = next(made, None)
-        if days is None:
-            raise LookupError("no more")
-        return history.window("1d", CUTOFF_MS, series, days)
-
-    windows = prefetched(make)  # type: ignore[arg-type]
-    assert [next(windows).units.shape[1] for _ in range(3)] == [1, 2, 3]
-    with pytest.raises(LookupError):
-        next(windows)

@@ -23,9 +23,13 @@ from feature_store.recording_files import (
     TopicEntry,
 )
 from forecaster import train
+from forecaster.batches import Batches, fixed_windows
 from forecaster.dataset import History
+from forecaster.fitting import Machine, Plan, Trainer, mean_score, validation_losses
 from forecaster.models.patch_transformer import PatchTransformer, PatchTransformerConfig
 from forecaster.recorded import recorded_events, split_by_zone
+from forecaster.sources import HistorySource
+from forecaster.training_data import recorded_data
 from tests.forecaster.builders import ZONE, small_shop
 
 _DAY_MS = 86_400_000
@@ -126,24 +130,25 @@ def test_a_recording_without_orders_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_model_learns_from_a_recording(recording: Recording) -> None:
-    sources, held_out = train.recorded_sources(recording, ShopCalendar(ZONE))
-    assert [source.share for source in sources] == [1.0]
-    assert [history.end_ms - source.last_ms for source, history in zip(sources, held_out, strict=True)] == [
-        28 * _DAY_MS
-    ]
-    plan = train.Plan(steps=8, windows_per_batch=2, items_per_window=4, validate_every=4)
-    validation = train.validation_windows(held_out[0], seed=0, count=1)
+    data = recorded_data(recording, ShopCalendar(ZONE), ("1d", "1h"))
+    (learnt,), (held,) = data
+    assert learnt.share == 1.0
+    assert isinstance(learnt.source, HistorySource)
+    assert isinstance(held.source, HistorySource)
+    assert held.source.history.end_ms - learnt.source.last_ms == 28 * _DAY_MS
+    assert held.source.first_ms == learnt.source.last_ms
+    validation = fixed_windows(Batches(data.held_out, ("1d", "1h"), 8, 1), 1)
     torch.manual_seed(0)
     model = PatchTransformer(PatchTransformerConfig(width=16, layers=1, heads=2, step_width=8))
-    before = train.validation_loss(model, validation)
-    rng = np.random.default_rng(0)
-    after = train.fit(model, lambda: train.draw_batch(sources, plan, rng), validation, plan, quiet=True)
-    assert after < before
+    before = mean_score(validation_losses(model, validation))
+    batches, machine = Batches(data.sources, ("1d", "1h"), 8), Machine(workers=0, quiet=True)
+    after = Trainer(model, batches, validation, Plan(steps=8, validate_every=4), machine).fit()
+    assert after.score < before
 
 
 def test_the_command_says_what_a_recording_lacks(tmp_path: Path) -> None:
     order = {"event_time": 1, "product_id": "mug", "quantity": 1, "unit_price": 2.0}
     short = write(tmp_path, [("shop.orders.v1", order, 1)])
     done = CliRunner().invoke(train.command, ["--recording", str(short.path), "--output", str(tmp_path / "model")])
-    assert done.exit_code == 2
+    assert done.exit_code == 1
     assert "20 days are the least" in done.output
