@@ -33,7 +33,7 @@ class Window(NamedTuple):
 
 WINDOWS: dict[str, Window] = {
     "1h": Window(336, 48),  # two weeks: the shortest past that shows a week twice
-    "1d": Window(182, 28),  # half a year
+    "1d": Window(392, 28),  # a year and a month: what came before the same days of last year tells how to read them
     "1w": Window(104, 52),  # two years, to see each season twice; ahead to the same week of the next year
 }
 

@@ -80,7 +80,7 @@ def _level(units: Floats, inputs: ModelInputs, cut: _Cut) -> Floats:
     age = np.arange(units.shape[1] - 1, -1, -1, dtype=np.float32)
     known = np.isfinite(units)
     weight = np.exp2(-age / cut.half_life) * known
-    past = np.nan_to_num(units)
+    past = np.maximum(np.nan_to_num(units), 0)
     selling = weight * (past > 0)
     typical = np.square((selling * np.sqrt(past)).sum(1) / np.maximum(selling.sum(1), 1e-9))
     now = np.nan_to_num(inputs.running[:, _UNITS])

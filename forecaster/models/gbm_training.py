@@ -42,7 +42,7 @@ class GbmPlan:
     levels: tuple[float, ...] = (
         0.005, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975, 0.995,
     )  # fmt: skip
-    threads: int = 2
+    threads: int = 1
     seed: int = 0
 
 

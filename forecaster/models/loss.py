@@ -51,8 +51,8 @@ def loss(scaled: Scaled, running_units: Tensor, units: Tensor, cumulative_units:
     passed = torch.arange(1, steps + 1, device=units.device)
     target_sum = torch.nan_to_num(cumulative_units).clamp_min(0) / (scaled.scale * passed)
     levels = torch.tensor(QUANTILE_LEVELS, device=units.device)
-    # Intermittent items have targets many scales high; by inputs alone, so that no quantile is bent.
-    weight = torch.rsqrt(1 + scaled.burst) * known
+    # One over the seasonal naive's error, as in SQL; by inputs alone, so that no quantile is bent.
+    weight = torch.where(scaled.error > 0, 1 / scaled.error.clamp_min(0.2), torch.rsqrt(1 + scaled.burst)) * known
     total_weight = weight.sum().clamp_min(1e-6)
 
     by_step = (pinball(target, scaled.quantiles * share[..., None], levels) * weight).sum() / total_weight
@@ -60,5 +60,8 @@ def loss(scaled: Scaled, running_units: Tensor, units: Tensor, cumulative_units:
     by_sum = (pinball(target_sum, scaled.cumulative_quantiles, levels) * later).sum() / later.sum().clamp_min(1e-6)
     mean = torch.exp(scaled.log_mean) * share.clamp_min(1e-3)
     limited = torch.minimum(target, _MEAN_LIMIT * scaled.burst.clamp_min(1.0))
-    by_mean = (2 * (limited / mean.sqrt() + mean.sqrt()) * weight).sum() / total_weight
+    # A deviance of power 1.5 of y/s is that of y times the root of s: items count by what they sell, so that sums over
+    # items come out right.
+    volume = scaled.scale.sqrt() * known
+    by_mean = (2 * (limited / mean.sqrt() + mean.sqrt()) * volume).sum() / volume.sum().clamp_min(1e-6)
     return Loss(by_step + 0.5 * by_sum + 0.1 * by_mean, by_step, by_sum, by_mean)

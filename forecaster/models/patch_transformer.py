@@ -28,28 +28,16 @@ from torch.nn import functional as F  # noqa: N812 - its name everywhere
 from transformers import PretrainedConfig, PreTrainedModel
 
 from feature_store.features import FEATURE_INDEX
+from feature_store.known_future import KNOWN_CHANNELS
 from forecaster import contract
 from forecaster.models import normalise as n
+from forecaster.models.normalise import RESOLUTIONS, Resolution
 
 _UNITS = FEATURE_INDEX["units"]
 _MEDIAN = contract.QUANTILE_LEVELS.index(0.5)
 _MAX_LOG = 7.0  # e^7 times an item's scale is beyond any demand, and far from overflow
 
 
-class Resolution(NamedTuple):
-    """How one frequency is cut: buckets a patch, the seasonal distance of patches, scale's half-life and prior."""
-
-    patch: int
-    week: int
-    half_life: float  # buckets
-    prior: float  # units per bucket
-
-
-RESOLUTIONS: dict[str, Resolution] = {
-    "1h": Resolution(patch=24, week=7, half_life=168.0, prior=1 / 24),
-    "1d": Resolution(patch=7, week=4, half_life=28.0, prior=1.0),
-    "1w": Resolution(patch=4, week=13, half_life=13.0, prior=7.0),
-}
 _FREQ_BY_CODE = {contract.FREQ_CODES[freq]: freq for freq in RESOLUTIONS}
 
 
@@ -64,10 +52,10 @@ class PatchTransformerConfig(PretrainedConfig):  # type: ignore[misc]
 
     def __init__(  # noqa: PLR0913 - what config.json holds, by name
         self,
-        width: int = 96,
+        width: int = 128,
         layers: int = 3,
         heads: int = 4,
-        step_width: int = 48,
+        step_width: int = 64,
         freqs: Sequence[str] = ("1h", "1d"),
         past_covariates: Sequence[str] = (),
         known_covariates: Sequence[str] = (),
@@ -108,6 +96,7 @@ class Scaled(NamedTuple):
     scale: Tensor  # (B, 1): units per bucket
     remainder: Tensor  # (B, 1): what the first step's values are multiplied by, 0 to 1
     burst: Tensor  # (B, 1): a typical bucket with sales, in scales: about 1 for busy items, large for intermittent ones
+    error: Tensor  # (B, 1): the seasonal naive's mean absolute error, in scales; 0 = not known
 
 
 class _Block(nn.Module):
@@ -121,12 +110,13 @@ class _Block(nn.Module):
         self.mlp_in = nn.Linear(width, 2 * width)
         self.mlp_out = nn.Linear(2 * width, width)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, last: int) -> Tensor:
+        """Of (B, token, width) the `last` tokens, having attended to all."""
         batch, length, width = tokens.shape
         heads = self.query_key_value(self.attention_norm(tokens)).view(batch, length, 3, self.heads, -1)
         query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)
-        attended = F.scaled_dot_product_attention(query, key, value)
-        tokens = tokens + self.attention_out(attended.transpose(1, 2).reshape(batch, length, width))
+        attended = F.scaled_dot_product_attention(query[:, :, length - last :], key, value)
+        tokens = tokens[:, length - last :] + self.attention_out(attended.transpose(1, 2).reshape(batch, last, width))
         hidden = F.gelu(self.mlp_in(self.mlp_norm(tokens)))
         out: Tensor = tokens + self.mlp_out(hidden)
         return out
@@ -147,6 +137,8 @@ class _Tokens(nn.Module):
         self.future_place = nn.Parameter(torch.randn(futures, width) * 0.02)
         self.item_place = nn.Parameter(torch.randn(1, width) * 0.02)
         self.spread = nn.Linear(width, patch * config.step_width)
+        own = n.KNOWN_WIDTH + 2 * known_more + n.CLOCK_WIDTH + n.season_width(resolution) + n.ITEM_WIDTH
+        self.step_inputs = nn.Linear(own, config.step_width)
 
     def forward(self, past: Tensor, ahead: Tensor) -> Tensor:
         """Tokens of the patches, past then future, from channels: (B, L, PAST_WIDTH) and (B, S, KNOWN_WIDTH), S whole
@@ -184,11 +176,13 @@ class PatchTransformer(PreTrainedModel):  # type: ignore[misc]
         self.item = nn.Linear(n.ITEM_WIDTH + n.RUNNING_WIDTH, width)
         self.blocks = nn.ModuleList([_Block(width, config.heads) for _ in range(config.layers)])
         self.norm = nn.LayerNorm(width)
-        self.step_inputs = nn.Linear(n.KNOWN_WIDTH + n.CLOCK_WIDTH + 6 + n.ITEM_WIDTH, step_width)
         self.first_step = nn.Linear(n.RUNNING_WIDTH + n.ITEM_WIDTH, step_width)
         self.step_hidden = nn.Linear(step_width, 2 * step_width)
         self.outputs = nn.Linear(2 * step_width, 2 * levels)
-        self.mean_head = nn.Sequential(nn.Linear(2 * step_width, step_width), nn.GELU(), nn.Linear(step_width, 1))
+        self.mean_head = nn.Sequential(nn.Linear(2 * step_width + 1, step_width), nn.GELU(), nn.Linear(step_width, 1))
+        for kind, names in (("past", config.past_covariates), ("known", config.known_covariates)):
+            self.register_buffer(f"{kind}_mean", torch.zeros(len(names)))
+            self.register_buffer(f"{kind}_deviation", torch.ones(len(names)))
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -217,8 +211,9 @@ class PatchTransformer(PreTrainedModel):  # type: ignore[misc]
         observed = first * torch.nan_to_num(running[:, _UNITS, None])
         scale = scaled.scale
         passed = torch.arange(1, steps + 1, device=known.device)
-        quantiles = (scaled.quantiles.clamp_min(0) * scale[:, :, None]) * share[:, :, None]
-        cumulative = scaled.cumulative_quantiles.clamp_min(0) * scale[:, :, None] * passed[:, None]
+        whole = _sells_whole_units(context, running)
+        quantiles = _rounded((scaled.quantiles.clamp_min(0) * scale[:, :, None]) * share[:, :, None], whole)
+        cumulative = _rounded(scaled.cumulative_quantiles.clamp_min(0) * scale[:, :, None] * passed[:, None], whole)
         cumulative = torch.cat([quantiles[:, :1], cumulative[:, 1:]], dim=1).cummax(dim=1).values
         mean = torch.exp(scaled.log_mean) * scale * share
         return Forecast(quantiles + observed[:, :, None], mean + observed, cumulative)
@@ -238,30 +233,31 @@ class PatchTransformer(PreTrainedModel):  # type: ignore[misc]
         cut, embed = RESOLUTIONS[name], cast(_Tokens, self.tokens[name])
         length, steps = context.shape[1], known.shape[1] - context.shape[1]
         running, elapsed = torch.nan_to_num(running), torch.nan_to_num(elapsed_fraction).clamp(0, 1)
-        scale = n.scales(context, running, elapsed, cut.half_life, cut.prior)
-        announced, clock = n.known_features(known, scale), n.clock_features(known)
+        scale = n.scales(context, known[:, :length, 0], running, elapsed, cut)
+        clock = n.clock_features(known)
+        announced = torch.cat([n.known_features(known, scale), self._known_covariates(known)], dim=-1)
         item = n.item_features(context, static[:, :1], scale)
         now = n.running_features(running, elapsed, scale)
         futures = -(-steps // cut.patch)
 
         past = n.past_features(context, available_fraction, announced[:, :length], scale)
+        past = torch.cat([past, self._past_covariates(context), announced[:, :length, n.KNOWN_WIDTH :]], dim=-1)
         ahead = F.pad(announced[:, length:], (0, 0, 0, futures * cut.patch - steps))
         patches = embed(past, ahead) + self.clock(clock[:, :: cut.patch])
         item_token = self.item(torch.cat([item, now], dim=-1)) + embed.item_place + self._named(static)
         tokens = torch.cat([patches, item_token[:, None]], dim=1)
-        for block in self.blocks:
-            tokens = block(tokens)
-        spread = embed.spread(self.norm(tokens[:, -futures - 1 : -1])).reshape(len(past), futures * cut.patch, -1)
+        for block in self.blocks[:-1]:
+            tokens = block(tokens, tokens.shape[1])
+        tokens = self.blocks[-1](tokens, futures + 1)
+        spread = embed.spread(self.norm(tokens[:, :-1])).reshape(len(past), futures * cut.patch, -1)
 
-        season = n.seasonal_features(context, cut.patch, cut.week, futures, scale)[:, :steps]
+        season = n.seasonal_features(context, cut, steps, scale)
         own = [announced[:, length:], clock[:, length:], season, item[:, None].expand(-1, steps, -1)]
-        hidden = spread[:, :steps] + self.step_inputs(torch.cat(own, dim=-1))
+        hidden = spread[:, :steps] + embed.step_inputs(torch.cat(own, dim=-1))
         first = self.first_step(torch.cat([now, item], dim=-1))
         hidden = torch.cat([hidden[:, :1] + first[:, None], hidden[:, 1:]], dim=1)
         hidden = F.gelu(self.step_hidden(F.gelu(hidden)))
         out = self.outputs(hidden)
-        # Detached: the mean of heavy tails has gradients as heavy, which would toss about what the quantiles rest on.
-        log_mean = self.mean_head(hidden.detach())[..., 0].clamp(-_MAX_LOG, _MAX_LOG)
         levels = len(contract.QUANTILE_LEVELS)
         quantiles = _quantiles(out[..., :levels])
         cumulative = torch.cat([quantiles[:, :1], _quantiles(out[:, 1:, levels:])], dim=1)
@@ -269,12 +265,42 @@ class PatchTransformer(PreTrainedModel):  # type: ignore[misc]
         remainder = (4 * (1 - elapsed)).clamp(0, 1)
         return Scaled(
             quantiles,
-            log_mean,
+            self._log_mean(hidden, quantiles),
             cumulative,
             scale.units,
             remainder,
             scale.typical / scale.units,
+            scale.error / scale.units,
         )
+
+    def _log_mean(self, hidden: Tensor, quantiles: Tensor) -> Tensor:
+        """Log of the mean: of the quantiles' own, and what the network puts beside it. Nothing of it reaches what the
+        quantiles rest on: the mean of heavy tails has gradients as heavy."""
+        middle = (quantiles[..., 1:] + quantiles[..., :-1]).clamp_min(0).detach() / 2
+        levels = torch.tensor(contract.QUANTILE_LEVELS, device=hidden.device, dtype=hidden.dtype)
+        rough = torch.log((middle * (levels[1:] - levels[:-1])).sum(-1, keepdim=True) + 1e-2)
+        correction: Tensor = self.mean_head(torch.cat([hidden.detach(), rough], dim=-1))
+        return (rough + correction)[..., 0].clamp(-_MAX_LOG, _MAX_LOG)
+
+    def _known_covariates(self, known: Tensor) -> Tensor:
+        more = known[:, :, len(KNOWN_CHANNELS) :]
+        return n.covariate_features(more, self.known_mean, self.known_deviation)
+
+    def _past_covariates(self, context: Tensor) -> Tensor:
+        more = context[:, :, len(contract.PAST_CHANNELS) :]
+        return n.covariate_features(more, self.past_mean, self.past_deviation)
+
+    def fit_covariates(self, context: Tensor, known: Tensor) -> None:
+        """Take the mean and deviation of further covariates from inputs to be trained on."""
+        for kind, values in (
+            ("past", context[:, :, len(contract.PAST_CHANNELS) :]),
+            ("known", known[:, :, len(KNOWN_CHANNELS) :]),
+        ):
+            for channel in range(values.shape[2]):
+                told = values[:, :, channel][torch.isfinite(values[:, :, channel])]
+                if len(told) > 1:
+                    getattr(self, f"{kind}_mean")[channel] = told.mean()
+                    getattr(self, f"{kind}_deviation")[channel] = told.std().clamp_min(1e-6)
 
     def _named(self, static: Tensor) -> Tensor:
         codes = torch.nan_to_num(static[:, 1:]).long().clamp(0, 1023)
@@ -292,6 +318,17 @@ class PatchTransformer(PreTrainedModel):  # type: ignore[misc]
         if context.shape[1] != length:
             raise ValueError(f"context of {name} has {length} buckets, not {context.shape[1]}")
         return name
+
+
+def _sells_whole_units(context: Tensor, running: Tensor) -> Tensor:
+    """Whether all that is known of an item was sold in whole units: bool (B, 1, 1)."""
+    units = torch.cat([torch.nan_to_num(context[:, :, _UNITS]), running[:, _UNITS, None]], dim=1)
+    return (torch.nan_to_num(units) == torch.nan_to_num(units).round()).all(1)[:, None, None]
+
+
+def _rounded(quantiles: Tensor, whole: Tensor) -> Tensor:
+    """Quantiles of whole units are whole: 0.4 pieces are not what one item in ten sells, but no piece is."""
+    return torch.where(whole, (quantiles + 0.5).floor(), quantiles)
 
 
 def _quantiles(raw: Tensor) -> Tensor:

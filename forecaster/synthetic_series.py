@@ -1,0 +1,225 @@
+"""Invented shops as tables of daily or weekly series: made in a second, for training on tens of thousands of items.
+
+`synthetic.generate` invents events; this invents their sums, with more habits of retail: trend, a week, a year and a
+payday in demand, holidays with a run-up, promotions with price effects, intermittency, launches and ends, stock-outs
+(told of or not), level shifts, views that lead sales, reviews that follow them. Seeded, numpy only. A shop's items
+share its week, its holidays and part of its ups and downs, as real ones do.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feature_store.calendar_time import local_clock, week_of_day
+from forecaster.series import SeriesTable
+
+_FIRST_DAY = 18_997  # 2022-01-05, so that a table's first week is not a whole one
+Floats = NDArray[np.float64]
+
+
+class _Shop(NamedTuple):
+    """What all items of a shop share, by day: (day,)."""
+
+    demand: Floats
+    holiday: Floats  # 1 on the days of a named event
+    open: Floats
+
+
+def generate_series(items: int, days: int, seed: int, freq: str = "1d") -> SeriesTable:
+    """A shop of `items` series over `days` days (UTC). The same arguments give the same table.
+
+    Which of price, promotion, views, reviews and availability a shop records differs from shop to shop.
+    """
+    if freq not in ("1d", "1w"):
+        raise ValueError(f"series are invented by day and week, not by {freq}")
+    rng = np.random.default_rng(seed)
+    clock = local_clock("1d", _FIRST_DAY + np.arange(days), "UTC")
+    shop = _shop(clock, rng)
+    rate, columns = _demand(items, clock, shop, rng)
+    units = _counts(rate, rng)
+    first = _launches(units, days, rng)
+    columns |= _signals(rate, units, rng)
+    columns["event"] = np.broadcast_to(shop.holiday, units.shape)
+    columns["open"] = np.broadcast_to(shop.open, units.shape)
+    kept = {name: values for name, values in columns.items() if name in _recorded(rng)}
+    day = _FIRST_DAY + first
+    if freq == "1w":
+        units, kept, first, day = _by_week(units, kept, first)
+    alive = np.arange(units.shape[1]) >= first[:, None]
+    return SeriesTable(
+        freq=freq,
+        time_zone="UTC",
+        item_ids=tuple(f"synthetic-{seed}-{i}" for i in range(items)),
+        first_bucket=day,
+        offsets=np.concatenate([[0], np.cumsum(units.shape[1] - first)]).astype(np.int64),
+        units=units[alive].astype(np.float32),
+        columns={name: values[alive].astype(np.float32) for name, values in kept.items()},
+        category_code=np.zeros(items, dtype=np.int64),
+        brand_code=np.zeros(items, dtype=np.int64),
+        launch_bucket=day,
+    )
+
+
+def _recorded(rng: np.random.Generator) -> set[str]:
+    """Channels that a shop keeps: many keep sales alone."""
+    always = {"open", "event"} if rng.random() < 0.7 else set[str]()
+    chances = {"unit_price": 0.6, "promotion": 0.5, "order_lines": 0.4, "views": 0.3, "available_fraction": 0.2}
+    kept = {name for name, chance in chances.items() if rng.random() < chance}
+    if "views" in kept:
+        kept |= {"add_to_carts", "review_count", "rating_sum"}
+    return always | kept
+
+
+def _shop(clock: NDArray[np.float32], rng: np.random.Generator) -> _Shop:
+    days = len(clock)
+    weekday, month_day, year_day = clock[:, 1].astype(int), clock[:, 2], clock[:, 3].astype(int)
+    week = rng.gamma(rng.uniform(4, 40), size=7)
+    demand = (week / week.mean())[weekday]
+    demand = demand * (1 + rng.uniform(0, 0.3) * np.exp(-(month_day - 1) / 4))  # payday
+    # A slow common mood: the shop's own growth and fall.
+    walk = np.cumsum(rng.normal(0, rng.uniform(0.0, 0.012), days))
+    demand = demand * np.exp(np.clip(walk - walk.mean(), -0.8, 0.8))
+    holiday, shut = np.zeros(days), np.zeros(days, dtype=bool)
+    for at in rng.integers(1, 366, size=int(rng.integers(3, 12))):
+        distance = (year_day - at + 183) % 366 - 183
+        holiday[distance == 0] = 1.0
+        before = rng.uniform(1, 8)
+        run_up = np.where((distance <= 0) & (distance > -21), np.exp(distance / before), 0.0)
+        demand = demand * (1 + float(np.clip(rng.normal(0.15, 0.35), -0.6, 2.5)) * run_up)
+        if rng.random() < 0.3:
+            shut |= distance == 0
+    rest_day = int(rng.integers(0, 21))  # a weekday, in a third of the shops
+    shut |= weekday == rest_day
+    return _Shop(demand, holiday, np.where(shut, 0.0, 1.0))
+
+
+def _demand(
+    items: int, clock: NDArray[np.float32], shop: _Shop, rng: np.random.Generator
+) -> tuple[Floats, dict[str, Floats]]:
+    """Expected units (item, day), before stock-outs cut them off, and price, promotion and availability."""
+    days = len(clock)
+    time, angle = np.arange(days), 2 * np.pi * clock[:, 3] / 365.25
+    level = np.exp(rng.normal(rng.uniform(-1.5, 1.5), rng.uniform(0.8, 1.8), (items, 1)))
+    log = np.zeros((items, days))
+    # A year of its own: two waves, common to a shop in part.
+    for wave in (1, 2):
+        common, own = rng.normal(0, 0.25 / wave, 2), rng.normal(0, 0.25 / wave, (items, 2))
+        strength = common + own
+        log += strength[:, :1] * np.sin(wave * angle) + strength[:, 1:] * np.cos(wave * angle)
+    log += np.clip(rng.normal(0, 0.0012, (items, 1)) * (time - days / 2), -1.2, 1.2)
+    shifts = (rng.random((items, days)) < rng.uniform(0, 0.006)) * rng.normal(0, 0.6, (items, days))
+    log += np.clip(np.cumsum(shifts, axis=1), -2, 2)
+    mood = rng.normal(0, rng.uniform(0.01, 0.06, (items, 1)), (items, days))
+    log += _smooth(mood)
+    price, promotion, lift = _prices(items, days, rng)
+    own_week = rng.gamma(30, 1 / 30, (items, 7))[:, clock[:, 1].astype(int)]
+    available = 1.0 - _stock_outs(items, days, rng)
+    rate = level * np.exp(log) * lift * own_week * shop.demand * shop.open * available
+    return rate, {"unit_price": price, "promotion": promotion, "available_fraction": available}
+
+
+def _smooth(noise: Floats) -> Floats:
+    """Noise that lasts for weeks: a random walk pulled back to 0."""
+    out = np.empty_like(noise)
+    state = np.zeros(len(noise))
+    for day in range(noise.shape[1]):
+        state = 0.97 * state + noise[:, day]
+        out[:, day] = state
+    return out
+
+
+def _prices(items: int, days: int, rng: np.random.Generator) -> tuple[Floats, Floats, Floats]:
+    base = np.exp(rng.normal(1.5, 0.9, (items, 1))) + 0.1
+    steps = (rng.random((items, days)) < 0.004) * rng.normal(0.01, 0.08, (items, days))
+    price = base * np.exp(np.cumsum(steps, axis=1))
+    elasticity = rng.uniform(0.5, 3.5, (items, 1))
+    begins = rng.random((items, days)) < rng.uniform(0, 1 / 40)
+    lasts = rng.integers(3, 15, (items, days))
+    cut = rng.choice([0.1, 0.2, 0.3, 0.5], (items, days))
+    left, depth = np.zeros(items), np.zeros(items)
+    promotion, discount = np.zeros((items, days)), np.zeros((items, days))
+    for day in range(days):
+        left = np.where(begins[:, day], lasts[:, day], np.maximum(left - 1, 0))
+        depth = np.where(begins[:, day], cut[:, day], depth)
+        promotion[:, day] = left > 0
+        discount[:, day] = np.where(left > 0, depth, 0.0)
+    price = np.round(price * (1 - discount), 2).clip(0.01)
+    lift = (1 - discount) ** -elasticity * np.where(promotion > 0, rng.uniform(1.0, 1.3, (items, 1)), 1.0)
+    return price, promotion, lift * (price / base).clip(0.3, 3) ** (-0.3 * elasticity)
+
+
+def _stock_outs(items: int, days: int, rng: np.random.Generator) -> Floats:
+    """1 on days on which an item can't be bought; in some shops never."""
+    chance = 0.0 if rng.random() < 0.5 else rng.uniform(0, 0.006)
+    begins = rng.random((items, days)) < chance
+    lasts = rng.integers(2, 25, (items, days))
+    left, out = np.zeros(items), np.zeros((items, days))
+    for day in range(days):
+        left = np.where(begins[:, day], lasts[:, day], np.maximum(left - 1, 0))
+        out[:, day] = left > 0
+    return out
+
+
+def _counts(rate: Floats, rng: np.random.Generator) -> Floats:
+    """Negative binomial: Poisson of a gamma-distributed rate; some items are bought by the pack."""
+    items = len(rate)
+    shape = np.exp(rng.uniform(-0.7, 3.5, (items, 1)))
+    lines = rng.poisson(np.minimum(rate * rng.gamma(shape, 1 / shape, rate.shape), 1e5))
+    packed = rng.random((items, 1)) < rng.choice([0.0, 0.3])
+    pack = np.where(packed, 1 + rng.gamma(1.0, 4.0, (items, 1)), 1.0)
+    extra = rng.poisson(np.minimum(lines * (pack - 1) * rng.gamma(2.0, 0.5, rate.shape), 1e6))
+    return np.asarray(lines + extra, dtype=np.float64)
+
+
+def _launches(units: Floats, days: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Silences the time before each item's launch and after its end; index of each item's first day."""
+    items, time = len(units), np.arange(days)
+    launched = np.where(rng.random(items) < rng.uniform(0, 0.6), rng.integers(0, days - 30, items), 0)
+    ended = np.where(rng.random(items) < 0.05, rng.integers(days // 2, days, items), days)
+    units *= (time >= launched[:, None]) & (time < ended[:, None])
+    sold = units > 0
+    return np.where(sold.any(axis=1), sold.argmax(axis=1), launched).astype(np.int64)
+
+
+def _signals(rate: Floats, units: Floats, rng: np.random.Generator) -> dict[str, Floats]:
+    """Views and carts that lead sales by a day or so, reviews that follow them, order lines."""
+    ahead = np.concatenate([rate[:, 1:], rate[:, -1:]], axis=1)
+    interest = np.minimum(0.6 * rate + 0.4 * ahead, 1e5)
+    views = rng.poisson(interest * rng.uniform(2, 30, (len(rate), 1)))
+    carts = rng.poisson(interest * 1.3)
+    days_late = 6
+    before = np.concatenate([np.zeros((len(units), days_late)), units[:, :-days_late]], axis=1)
+    reviews = rng.binomial(before.astype(np.int64), 0.02)
+    stars = reviews * np.clip(rng.normal(4.1, 0.5, (len(units), 1)), 1, 5)
+    lines = np.ceil(units / (1 + rng.gamma(1.0, 0.5, (len(units), 1))))
+    return {
+        "views": views.astype(np.float64),
+        "add_to_carts": carts.astype(np.float64),
+        "review_count": reviews.astype(np.float64),
+        "rating_sum": stars,
+        "order_lines": lines,
+    }
+
+
+_MEANS = ("unit_price", "promotion", "open", "event", "available_fraction")
+
+
+def _by_week(
+    units: Floats, columns: dict[str, Floats], first: NDArray[np.int64]
+) -> tuple[Floats, dict[str, Floats], NDArray[np.int64], NDArray[np.int64]]:
+    """Whole weeks of the days: sums of units and counts, means of the rest; each item's first week and its bucket."""
+    day = _FIRST_DAY + np.arange(units.shape[1])
+    week = week_of_day(day)
+    begin = int(np.searchsorted(week, week[0] + 1))
+    whole = (len(day) - begin) // 7
+
+    def weekly(values: Floats) -> Floats:
+        return values[:, begin : begin + 7 * whole].reshape(len(values), whole, 7)
+
+    sums = weekly(units).sum(-1)
+    out = {n: weekly(v).mean(-1) if n in _MEANS else weekly(v).sum(-1) for n, v in columns.items()}
+    first_week = np.clip((first - begin) // 7, 0, whole - 1)
+    return sums, out, first_week, int(week[begin]) + first_week
