@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +17,10 @@ from forecaster.batches import SourceError, Weighted
 from forecaster.contract import NO_COVARIATES, WINDOWS, Covariates
 from forecaster.dataset import History
 from forecaster.recorded import last_time_ms, recorded_events, split_by_zone
+from forecaster.recorded_series import counted_series
 from forecaster.series import SeriesTable
 from forecaster.sources import HistorySource, SeriesSource
+from forecaster.synthetic_series import generate_series
 
 _DAY_MS = 86_400_000
 _HELD_OUT_DAYS = 28
@@ -28,6 +31,9 @@ HELD_OUT_BUCKETS = {"1h": 672, "1d": 28, "1w": 13}
 _BURN_IN_DAYS = 5
 _LEAST_DAYS = 4 * _BURN_IN_DAYS  # of a recording before its held-out weeks
 _SHOP_ITEMS, _SHOP_DAYS = 150, 420  # of an invented shop
+_OF_EVENTS = ("1h", "1d")  # frequencies that are learnt from events, with cutoffs at any moment of a bucket
+_TABLE_ITEMS = 500  # of an invented shop's table
+_TABLE_DAYS = {"1d": 900, "1w": 1_800}
 
 
 class TrainingData(NamedTuple):
@@ -56,20 +62,44 @@ def retail_data(path: Path, until: dt.date, seed: int, freqs: Sequence[str]) -> 
     training = lines.between(0, end_ms).batch()
     clicked = synthetic.invent_clicks(training, seed)
     name = path.name
-    sources = [
-        _learnt(History(training, calendar, end_ms, global_entries=closed), freqs, 0.3, name),
+    sources, held_out = [], []
+    for freq in freqs:
+        if freq == "1h":  # of hours too few are sold for a table to say more than the events do
+            continue
+        table = counted_series(lines.batch(), freq, online_retail.TIME_ZONE, end_ms=until_ms)
+        plain = dataclasses.replace(table, columns={})  # what most tables hold: sales, and nothing else
+        of_tables = [table_data(t, name=f"{name} as a table") for t in (table, plain)]
+        sources += [weighted._replace(share=0.1) for data in of_tables for weighted in data.sources]
+        held_out += of_tables[0].held_out
+    from_events = [freq for freq in freqs if freq in _OF_EVENTS]
+    if not from_events:
+        return TrainingData(sources, held_out)
+    sources += [
+        _learnt(History(training, calendar, end_ms, global_entries=closed), from_events, 0.3, name),
         # The shop's holidays unannounced: a live shop may not send a calendar.
-        _learnt(History(training, calendar, end_ms), freqs, 0.25, f"{name} without a calendar"),
-        _learnt(History(clicked, calendar, end_ms, global_entries=closed), freqs, 0.2, f"{name} with invented clicks"),
+        _learnt(History(training, calendar, end_ms), from_events, 0.25, f"{name} without a calendar"),
+        _learnt(History(clicked, calendar, end_ms, global_entries=closed), from_events, 0.2, f"{name} with invented clicks"),
     ]
-    return TrainingData(sources, [_held_out(History(lines.batch(), calendar, until_ms), freqs, name)])
+    held_out.append(_held_out(History(lines.batch(), calendar, until_ms), from_events, name))
+    return TrainingData(sources, held_out)
 
 
 def synthetic_data(items: int, seed: int, freqs: Sequence[str], share: float = 0.25) -> TrainingData:
-    """Invented shops with `items` items together, none held out."""
-    shops = max(1, round(items / _SHOP_ITEMS))
-    made = [_invented(items // shops, _SHOP_DAYS, seed + shop) for shop in range(shops)]
-    return TrainingData([_learnt(h, freqs, share / shops, f"invented shop {i}") for i, h in enumerate(made)], [])
+    """Invented shops, none held out: as events with `items` items together, and as tables with ten times as many."""
+    sources = []
+    from_events = [freq for freq in freqs if freq in _OF_EVENTS]
+    if from_events:
+        shops = max(1, round(items / _SHOP_ITEMS))
+        made = [_invented(items // shops, _SHOP_DAYS, seed + shop) for shop in range(shops)]
+        sources += [_learnt(h, from_events, share / shops, f"invented shop {i}") for i, h in enumerate(made)]
+    for freq in freqs:
+        days = _TABLE_DAYS.get(freq, 0)
+        shops = max(1, round(10 * items / _TABLE_ITEMS)) if days else 0
+        for shop in range(shops):
+            table = generate_series(_TABLE_ITEMS, days, seed + shop, freq)
+            data = table_data(table, held_out=0, name=f"invented {freq} table {shop}")
+            sources += [weighted._replace(share=1.4 * share / shops) for weighted in data.sources]
+    return TrainingData(sources, [])
 
 
 def synthetic_held_out(seed: int, freqs: Sequence[str]) -> TrainingData:
