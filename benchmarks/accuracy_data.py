@@ -14,12 +14,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from feature_store.calendar_time import ShopCalendar, bucket_of
+from feature_store.calendar_time import bucket_of
 from feature_store.events import Action, EventBatch
-from feature_store.features import FEATURES, UNITS_PER_ONE, bucket_rows
 from forecaster import online_retail
 from forecaster.contract import Covariates
 from forecaster.inputs import hash_code
+from forecaster.recorded_series import counted_series
 from forecaster.series import SeriesTable
 
 Floats = NDArray[np.float32]
@@ -179,36 +179,12 @@ def _walmart_features(features: Any, first_week: int, weeks: int) -> dict[str, F
     return out
 
 
-def from_events(batch: EventBatch, freq: str, time_zone: str, end_ms: int) -> SeriesTable:
-    """Orders counted into buckets of `freq` by the worker's own function; buckets that end by `end_ms`. Buckets without
-    an order are 0 from each item's first on."""
-    calendar = ShopCalendar(time_zone)
-    rows = bucket_rows(batch, freq, calendar)
-    end = int(bucket_of(freq, np.array([end_ms]), time_zone)[0])
-    first = np.full(len(batch.series), end, dtype=np.int64)
-    np.minimum.at(first, rows.item, rows.bucket)
-    items = np.flatnonzero(first < end)
-    place = np.full(len(batch.series), -1, dtype=np.int64)
-    place[items] = np.arange(len(items))
-    first = first[items]
-    offsets = np.concatenate([[0], np.cumsum(end - first)]).astype(np.int64)
-    dense = np.zeros((int(offsets[-1]), len(FEATURES)), dtype=np.float32)
-    kept = (rows.bucket < end) & (place[rows.item] >= 0)
-    item = place[rows.item[kept]]
-    dense[offsets[item] + rows.bucket[kept] - first[item]] = rows.values[kept] / UNITS_PER_ONE
-    named = {feature.name: np.ascontiguousarray(dense[:, i]) for i, feature in enumerate(FEATURES)}
-    recorded = {name: named[name] for name in ("returned_units", "order_lines", "revenue")}
-    nothing = np.zeros(len(items), dtype=np.int64)
-    ids = tuple(batch.series[i][0] for i in items.tolist())
-    return SeriesTable(freq, time_zone, ids, first, offsets, named["units"], recorded, nothing, nothing, first)
-
-
 def online_retail_table(folder: Path, freq: str) -> SeriesTable:
     """Online Retail II, all goods, up to its last whole day."""
     lines = online_retail.read(folder / "online_retail_ii.parquet")
     last = dt.timedelta(days=int(lines.event_time_ms[-1] // _DAY_MS))
     end_ms = online_retail.day_start_ms(_EPOCH + last)
-    return from_events(lines.batch(), freq, online_retail.TIME_ZONE, end_ms)
+    return counted_series(lines.batch(), freq, online_retail.TIME_ZONE, end_ms=end_ms)
 
 
 def dunnhumby_table(folder: Path, freq: str) -> SeriesTable:
@@ -236,4 +212,4 @@ def dunnhumby_table(folder: Path, freq: str) -> SeriesTable:
         rating=zeros,
         one_off=np.zeros(len(order), dtype=np.bool_),
     )
-    return from_events(batch, freq, "UTC", int(time_ms[order[-1]]) // _DAY_MS * _DAY_MS)
+    return counted_series(batch, freq, "UTC", end_ms=int(time_ms[order[-1]]) // _DAY_MS * _DAY_MS)

@@ -76,7 +76,7 @@ class SeriesSource:
     covariates: Covariates = NO_COVARIATES
     volume_power: float = 0.25
     recent_share: float = 0.5
-    recent_buckets: int = 0  # 0 = as many as the context is long
+    recent_buckets: int = 0  # 0 = four times as many as are forecast
 
     @property
     def freqs(self) -> tuple[str, ...]:
@@ -117,7 +117,7 @@ class SeriesSource:
         rows = np.searchsorted(cumulative, rng.random(size) * cumulative[-1], side="right")
         rows = np.minimum(rows, len(cumulative) - 1).astype(np.int64)
         low, high = (bound[rows] for bound in self._cutoffs)
-        recent = self.last_bucket + 1 - (self.recent_buckets or WINDOWS[freq].context_length)
+        recent = self.last_bucket + 1 - (self.recent_buckets or 4 * WINDOWS[freq].max_prediction_length)
         near = (rng.random(size) < self.recent_share) & (recent < high)
         low = np.where(near, np.maximum(low, recent), low)
         running = low + (rng.random(size) * (high - low)).astype(np.int64)
