@@ -60,8 +60,8 @@ def loss(scaled: Scaled, running_units: Tensor, units: Tensor, cumulative_units:
     by_sum = (pinball(target_sum, scaled.cumulative_quantiles, levels) * later).sum() / later.sum().clamp_min(1e-6)
     mean = torch.exp(scaled.log_mean) * share.clamp_min(1e-3)
     limited = torch.minimum(target, _MEAN_LIMIT * scaled.burst.clamp_min(1.0))
-    # A deviance of power 1.5 of y/s is that of y times the root of s: items count by what they sell, so that sums over
-    # items come out right.
-    volume = scaled.scale.sqrt() * known
+    # A deviance of power 1.5 of y/s is that of y times the root of s: by it items count by what they sell, so that sums
+    # over items come out right. The 1 beside it is for those that hardly sell: their means are to be right as well.
+    volume = (1 + scaled.scale.sqrt()) * known
     by_mean = (2 * (limited / mean.sqrt() + mean.sqrt()) * volume).sum() / volume.sum().clamp_min(1e-6)
     return Loss(by_step + 0.5 * by_sum + 0.1 * by_mean, by_step, by_sum, by_mean)
