@@ -28,7 +28,7 @@ _COMMANDS = {
     "restore": ("worker.restore", "Bring a snapshot back, here or in another namespace."),
     "backfill": ("worker.backfill", "Fill features from tables of past events, before the first start."),
     "train": ("forecaster.train", "Train the served model."),
-    "evaluate": ("forecaster.evaluate", "Score the model on days that it was not trained on."),
+    "evaluate": ("forecaster.evaluate", "Score models and baselines on a shop's own past sales."),
 }
 
 
