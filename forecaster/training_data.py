@@ -78,7 +78,9 @@ def retail_data(path: Path, until: dt.date, seed: int, freqs: Sequence[str]) -> 
         _learnt(History(training, calendar, end_ms, global_entries=closed), from_events, 0.3, name),
         # The shop's holidays unannounced: a live shop may not send a calendar.
         _learnt(History(training, calendar, end_ms), from_events, 0.25, f"{name} without a calendar"),
-        _learnt(History(clicked, calendar, end_ms, global_entries=closed), from_events, 0.2, f"{name} with invented clicks"),
+        _learnt(
+            History(clicked, calendar, end_ms, global_entries=closed), from_events, 0.2, f"{name} with invented clicks"
+        ),
     ]
     held_out.append(_held_out(History(lines.batch(), calendar, until_ms), from_events, name))
     return TrainingData(sources, held_out)

@@ -159,9 +159,7 @@ def _datasets(
         params=parameters,
     )
     held = np.flatnonzero(np.isfinite(judged.target))
-    check = lightgbm.Dataset(
-        judged.rows.values[held], judged.target[held], weight=weight(judged, held), reference=data
-    )
+    check = lightgbm.Dataset(judged.rows.values[held], judged.target[held], weight=weight(judged, held), reference=data)
     return data, check
 
 
