@@ -43,6 +43,7 @@ class Ensemble:
 
     def __init__(self, name: str, members: Mapping[str, Contestants]) -> None:
         self.names = (name,)
+        self.fallbacks: Mapping[str, int] = {}
         self._members = dict(members)
 
     def forecast(

@@ -117,8 +117,8 @@ def dunnhumby(folder: Path, freq: str) -> Task:
 
 
 def _shop(name: str, daily: SeriesTable, table: SeriesTable) -> Task:
-    """The last eight weeks: two origins of 28 days, or eight of 48 hours, a week apart. Scored are 2,000 items, drawn of
-    those that sold on 20 of the last 91 days before the first origin."""
+    """The last eight weeks: two origins of 28 days, or eight of 48 hours, a week apart. Scored are 2,000 items, drawn
+    of those that sold on 20 of the last 91 days before the first origin."""
     end = int(daily.end_bucket.max())
     first_day = end - 56
     begin = daily.offsets[:-1] + np.maximum(first_day - _OF_DAYS - daily.first_bucket, 0)
@@ -127,11 +127,12 @@ def _shop(name: str, daily: SeriesTable, table: SeriesTable) -> Task:
     known = np.flatnonzero(selling[stop] - selling[begin] >= _SELLING_DAYS)
     chosen = {daily.item_ids[row] for row in _sample(known).tolist()}
     rows = np.array([row for row, item_id in enumerate(table.item_ids) if item_id in chosen], dtype=np.int64)
-    if table.freq == "1d":
-        origins, steps, season = (first_day, first_day + 28), 28, 7
-    else:
+    origins: tuple[int, ...] = (first_day, first_day + 28)
+    steps, season = 28, 7
+    if table.freq == "1h":
         last_hour = int(table.end_bucket.max())
-        origins, steps, season = tuple(last_hour - 24 * (56 - 7 * week) for week in range(8)), 48, 24
+        origins = tuple(last_hour - 24 * (56 - 7 * week) for week in range(8))
+        steps, season = 48, 24
     return Task(
         name=name,
         table=table,

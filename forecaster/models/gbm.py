@@ -99,7 +99,7 @@ class GbmModel:
             raise ValueError(f"this model forecasts {list(self.freqs)}, not {freq}")
         parts = []
         for first in range(0, len(inputs.freq), _ITEMS_AT_ONCE):
-            some = ModelInputs(*(column[first : first + _ITEMS_AT_ONCE] for column in inputs))
+            some = ModelInputs._make(column[first : first + _ITEMS_AT_ONCE] for column in inputs)
             parts.append(self._forecast(some, self._trees[freq], self.config.addition[freq]))
         return ModelOutputs(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
@@ -139,9 +139,14 @@ def load(folder: Path, *, threads: int = 1) -> GbmModel:
         ValueError: trained on other features than this code computes, or damaged.
     """
     stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    stored.pop("model_type")
-    stored.pop("serving", None)
-    config = GbmConfig(**{name: tuple(v) if isinstance(v, list) else v for name, v in stored.items()})
+    config = GbmConfig(
+        freqs=tuple(stored["freqs"]),
+        levels=tuple(stored["levels"]),
+        past_covariates=tuple(stored["past_covariates"]),
+        known_covariates=tuple(stored["known_covariates"]),
+        addition=stored["addition"],
+        features_hash=stored["features_hash"],
+    )
 
     def booster(name: str) -> lightgbm.Booster:
         text = (folder / name).read_text(encoding="utf-8")

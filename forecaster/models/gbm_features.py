@@ -87,7 +87,7 @@ def _level(units: Floats, inputs: ModelInputs, cut: _Cut) -> Floats:
     cap = np.where(typical > 0, 4 * typical, np.maximum(now, 1.0))
     total = (weight * np.minimum(past, cap[:, None])).sum(1) + np.minimum(now, cap) + 0.5 * cut.prior
     level = total / (weight.sum(1) + np.nan_to_num(inputs.elapsed_fraction[:, 0]) + 0.5)
-    return np.maximum(level, _LEAST_LEVEL).astype(np.float32)
+    return np.asarray(np.maximum(level, _LEAST_LEVEL), dtype=np.float32)
 
 
 def _mean(values: Floats, axis: int = 1) -> Floats:

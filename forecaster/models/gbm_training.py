@@ -72,8 +72,8 @@ def train(
         # Side by side with one thread each: LightGBM's own threads wait for each other at every split.
         with ThreadPoolExecutor(plan.threads or os.cpu_count()) as pool:
             mean = pool.submit(_grow_mean, learnt, judged, plan)
-            quantiles = list(pool.map(lambda level: _grow_quantile(learnt, judged, level, plan), plan.levels))
-            trees[freq] = Trees(mean.result(), quantiles)
+            quantiles = [pool.submit(_grow_quantile, learnt, judged, level, plan) for level in plan.levels]
+            trees[freq] = Trees(mean.result(), [quantile.result() for quantile in quantiles])
         addition[freq] = 0.5
     config = GbmConfig(
         freqs=tuple(windows),

@@ -246,9 +246,9 @@ def item_features(context: Tensor, days_since_launch: Tensor, scale: Scales) -> 
 
 
 def seasonal_features(context: Tensor, cut: Resolution, steps: int, scale: Scales) -> Tensor:
-    """Past of each step's own place in the season: (B, steps, season_width): for each spacing and count, the mean of the
-    last so many buckets that lie a multiple of the spacing before the step, as a log of the scale, and whether any was
-    seen; then the same bucket of last year with its neighbours, and what the month before that was like."""
+    """Past of each step's own place in the season: (B, steps, season_width): for each spacing and count, the mean of
+    the last so many buckets that lie a multiple of the spacing before the step, as a log of the scale, and whether any
+    was seen; then the same bucket of last year with its neighbours, and what the month before that was like."""
     units = context[:, :, _UNITS]
     batch, length = units.shape
     values = torch.minimum(torch.nan_to_num(units), _CAP * scale.typical.clamp_min(1e-9))

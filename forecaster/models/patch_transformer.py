@@ -332,7 +332,7 @@ class PatchTransformer(PreTrainedModel):  # type: ignore[misc]
         if len(codes) != 1:
             raise ValueError(f"one pass is of one freq, these rows have codes {sorted(codes)}")
         name = _FREQ_BY_CODE.get(int(codes.pop()))
-        if name not in self.config.freqs:
+        if name is None or name not in self.config.freqs:
             raise ValueError(f"this model forecasts {self.config.freqs}, not the freq with code {freq.flatten()[0]}")
         length = contract.WINDOWS[name].context_length
         if context.shape[1] != length:

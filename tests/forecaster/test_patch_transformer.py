@@ -9,16 +9,16 @@ from safetensors.torch import load_file, save_file
 
 from feature_store.features import FEATURE_INDEX
 from forecaster import contract
-from forecaster.inputs import ModelInputs, ModelOutputs
+from forecaster.inputs import ModelInputs, ModelOutputs, check
+from forecaster.models.normalise import RESOLUTIONS
 from forecaster.models.patch_transformer import (
-    RESOLUTIONS,
     FeaturesMismatchError,
     PatchTransformer,
     PatchTransformerConfig,
     load,
     parameter_count,
 )
-from forecaster.passes import check, forecast
+from forecaster.passes import forecast
 from tests.forecaster.builders import random_inputs, take
 
 UNITS = FEATURE_INDEX["units"]
@@ -32,7 +32,7 @@ def model(request: pytest.FixtureRequest) -> PatchTransformer:
     if request.param == "shipped":
         return load(SHIPPED)
     torch.manual_seed(1)
-    made = PatchTransformer(PatchTransformerConfig())
+    made = PatchTransformer(PatchTransformerConfig(freqs=FREQS))
     with torch.no_grad():  # far from any initialisation, so that nothing holds by smallness
         for parameter in made.outputs.parameters():
             parameter.add_(torch.randn_like(parameter))

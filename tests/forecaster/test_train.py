@@ -243,7 +243,7 @@ def test_the_means_loss_is_least_at_the_mean_of_skewed_demand() -> None:
         levels = len(contract.QUANTILE_LEVELS)
         nothing = torch.zeros(6, 1, levels)
         one = torch.ones(6, 1)
-        scaled = Scaled(nothing, torch.full((6, 1), float(np.log(mean))), nothing, one, one, one)
+        scaled = Scaled(nothing, torch.full((6, 1), float(np.log(mean))), nothing, one, one, one, one)
         return float(loss(scaled, torch.zeros(6), demand, demand).mean)
 
     losses = {mean: by_mean(mean) for mean in (0.5, 1.0, 10 / 6, 2.5, 4.0)}

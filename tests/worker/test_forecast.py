@@ -115,7 +115,7 @@ def test_what_comes_from_the_cutoff_on_is_not_looked_at(tmp_path: Path) -> None:
     kept = np.array(rows["bucket_start"].to_pylist()) < int(bucket_start_ms("1d", np.array([running]), ZONE)[0])
     pq.write_table(rows.filter(pa.array(kept.tolist())), tmp_path / "past.parquet")
     options = ("--time-zone", ZONE, "--prediction-length", 5)
-    cut = run("--series", whole, *options, "--cutoff", cutoff, "--output", tmp_path / "cut.parquet")
+    cut = run("--series", whole, *options, "--cutoff", cutoff.isoformat(), "--output", tmp_path / "cut.parquet")
     past = run("--series", tmp_path / "past.parquet", *options, "--output", tmp_path / "of_past.parquet")
     assert cut.exit_code == past.exit_code == 0, cut.output + past.output
     assert pq.read_table(tmp_path / "cut.parquet").equals(pq.read_table(tmp_path / "of_past.parquet"))
