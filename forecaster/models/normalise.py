@@ -114,8 +114,10 @@ def scales(context: Tensor, known_price: Tensor, running: Tensor, elapsed: Tenso
 
 
 def recorded(context: Tensor, name: str) -> Tensor:
-    """Whether a channel was recorded at all: 1 or 0, (B, 1)."""
-    return torch.isfinite(context[:, :, FEATURE_INDEX[name]]).any(1, keepdim=True).to(context.dtype)
+    """Whether a channel was recorded in any bucket that was observed, or none was observed: 1 or 0, (B, 1)."""
+    seen = torch.isfinite(context[:, :, _UNITS])
+    told = torch.isfinite(context[:, :, FEATURE_INDEX[name]]) & seen
+    return (told.any(1, keepdim=True) | ~seen.any(1, keepdim=True)).to(context.dtype)
 
 
 def _log_ratio(value: Tensor, reference: Tensor) -> Tensor:

@@ -135,8 +135,8 @@ def test_incomplete_weights_are_refused(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_it_is_small() -> None:
-    assert parameter_count(PatchTransformer(PatchTransformerConfig())) < 1_000_000
+def test_its_weights_are_a_few_megabytes() -> None:
+    assert parameter_count(load(SHIPPED)) < 1_500_000
 
 
 def spoilt(inputs: ModelInputs, name: str, value: NDArray[Any]) -> ModelInputs:
@@ -152,7 +152,7 @@ def test_inputs_that_are_not_the_contracts_are_refused_by_name() -> None:
         (spoilt(inputs, "freq", mixed), "freq"),
         (spoilt(inputs, "freq", np.full((4, 1), 99, dtype=np.int32)), "freq"),
         (spoilt(inputs, "context", inputs.context[:, 1:]), "context"),
-        (spoilt(inputs, "known", inputs.known[:, :182]), "prediction"),
+        (spoilt(inputs, "known", inputs.known[:, : inputs.context.shape[1]]), "prediction"),
         (spoilt(inputs, "static", inputs.static[:, :2]), "static"),
         (spoilt(inputs, "running", inputs.running[:3]), "running"),
     ):
@@ -160,6 +160,42 @@ def test_inputs_that_are_not_the_contracts_are_refused_by_name() -> None:
             check(wrong)
 
 
-def test_a_freq_without_a_resolution_is_refused(model: PatchTransformer) -> None:
-    with pytest.raises(ValueError, match="this model forecasts"):
-        forecast(model, random_inputs("1w", 2, 0))
+def test_a_freq_that_was_not_trained_is_refused() -> None:
+    daily = PatchTransformer(PatchTransformerConfig(freqs=("1d",)))
+    with pytest.raises(ValueError, match=r"this model forecasts \['1d'\]"):
+        forecast(daily, random_inputs("1w", 2, 0))
+
+
+@pytest.mark.parametrize("freq", FREQS)
+def test_an_item_that_sells_whole_units_gets_whole_quantiles(model: PatchTransformer, freq: str) -> None:
+    inputs = random_inputs(freq, 32, 3)
+    made = forecast(model, inputs)
+    assert np.array_equal(made.quantiles, made.quantiles.round())
+    assert np.array_equal(made.cumulative_quantiles, made.cumulative_quantiles.round())
+    by_weight = inputs._replace(context=inputs.context * np.float32(0.313))
+    assert not np.array_equal(forecast(model, by_weight).quantiles.round(), forecast(model, by_weight).quantiles)
+
+
+def test_covariates_are_read_in_their_own_units() -> None:
+    """The mean and deviation of the training data are part of the weights: scaling both changes nothing."""
+    torch.manual_seed(0)
+    config = PatchTransformerConfig(freqs=("1d",), past_covariates=("rain",), known_covariates=("snap",))
+    rng = np.random.default_rng(0)
+    plain = random_inputs("1d", 8, 0)
+    rain = rng.normal(5, 2, (*plain.context.shape[:2], 1)).astype(np.float32)
+    snap = (rng.random((*plain.known.shape[:2], 1)) < 0.4).astype(np.float32)
+
+    def asked(rain_factor: float, snap_factor: float) -> ModelOutputs:
+        torch.manual_seed(1)
+        made = PatchTransformer(config).eval()
+        inputs = plain._replace(
+            context=np.concatenate([plain.context, rain * np.float32(rain_factor)], axis=2),
+            known=np.concatenate([plain.known, snap * np.float32(snap_factor)], axis=2),
+            running=np.concatenate([plain.running, np.zeros((8, 1), np.float32)], axis=1),
+        )
+        made.fit_covariates(torch.from_numpy(inputs.context), torch.from_numpy(inputs.known))
+        return forecast(made, inputs, config.covariates)
+
+    first, scaled = asked(1, 1), asked(10, 0.01)
+    assert scaled.mean == pytest.approx(first.mean, rel=1e-3)
+    assert not same(first, asked(1, 0))
