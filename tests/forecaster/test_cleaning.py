@@ -97,7 +97,7 @@ def test_outliers_are_judged_on_buckets_with_sales() -> None:
 
 
 def test_z_scores_are_robust() -> None:
-    values = [v for v in SELLING if v > 0]
+    values = np.array([v for v in SELLING if v > 0])
     median = np.median(values)
     spread = max(1.4826 * np.median(np.abs(values - median)), np.sqrt(median))
     table, _ = cleaned(table_of(SELLING), outliers="zscore", outlier_factor=2.0, outlier_action="clip")
