@@ -126,8 +126,8 @@ def write_recording(path: Path, events: list[tuple[str, dict[str, Any]]]) -> Rec
         for topic in topics:
             own = [fields for of, fields in events if of == topic]
             times = np.array([fields["event_time"] for fields in own], dtype=np.int64)
-            keys: list[bytes | None] = [f["product_id"].encode() for f in own]
-            values: list[bytes | None] = [json.dumps(f).encode() for f in own]
+            keys: list[bytes | None] = [fields["product_id"].encode() for fields in own]
+            values: list[bytes | None] = [json.dumps(fields).encode() for fields in own]
             count = len(own)
             ones = np.ones(count, dtype=np.int8)
             writer.append(RecordColumns(topic, 0, np.arange(count), times, ones, keys, values, [None] * count))
