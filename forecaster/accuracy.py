@@ -63,9 +63,34 @@ def wape(target: Array, point: Array) -> float:
     return _ratio(np.nansum(np.abs(np.asarray(target, dtype=np.float64) - point)), _total(target))
 
 
+def mae(target: Array, point: Array) -> float:
+    """Mean absolute error, in units."""
+    return _mean(np.abs(np.asarray(target, dtype=np.float64) - point))
+
+
+def mse(target: Array, point: Array) -> float:
+    """Mean squared error, in units squared."""
+    return _mean((np.asarray(target, dtype=np.float64) - point) ** 2)
+
+
 def rmse(target: Array, point: Array) -> float:
     """Root of the mean squared error, in units."""
-    return float(np.sqrt(_mean((np.asarray(target, dtype=np.float64) - point) ** 2)))
+    return float(np.sqrt(mse(target, point)))
+
+
+def mape(target: Array, point: Array) -> float:
+    """Mean of |y - f| / |y| over the steps at which something was sold: of a 0 it is not defined."""
+    values = np.asarray(target, dtype=np.float64)
+    return _mean(np.abs(values - point) / _usable(np.abs(values)))
+
+
+def r2(target: Array, point: Array) -> float:
+    """Coefficient of determination, over all series and steps together: 1 - squared errors over squared distances from
+    the mean of y."""
+    values = np.asarray(target, dtype=np.float64)
+    known = np.isfinite(values)
+    spread = float(((values[known] - values[known].mean()) ** 2).sum()) if known.any() else 0.0
+    return 1 - _ratio(float(np.nansum((values - point) ** 2)), spread)
 
 
 def bias(target: Array, point: Array) -> float:
@@ -80,6 +105,29 @@ def coverage(target: Array, lower: Array, upper: Array) -> float:
     known = np.isfinite(values)
     inside = (values >= np.asarray(lower)) & (values <= np.asarray(upper))
     return _ratio(float((inside & known).sum()), float(known.sum()))
+
+
+def share_below(target: Array, quantiles: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Shares of targets below each quantile, and of those not above it: float64 (quantile,) each.
+
+    Forecasts keep their promise at a level that lies between the two: demand often equals a quantile that is 0.
+    """
+    values = np.asarray(target, dtype=np.float64)
+    y = values[np.isfinite(values)][:, None]
+    told = np.asarray(quantiles)[np.isfinite(values)]
+    count = len(y) or np.nan
+    return (y < told).sum(axis=0) / count, (y <= told).sum(axis=0) / count
+
+
+def calibration_worst(
+    below: NDArray[np.float64] | Sequence[float],
+    not_above: NDArray[np.float64] | Sequence[float],
+    levels: Sequence[float],
+) -> float:
+    """By how much the worst level misses its promise, 0 at best: `below` may not be more than the level, nor `not_above`
+    less."""
+    q = np.asarray(levels, dtype=np.float64)
+    return float(np.max([np.asarray(below) - q, q - np.asarray(not_above), np.zeros_like(q)]))
 
 
 def _total(target: Array) -> float:

@@ -7,13 +7,13 @@ definitions are those of `accuracy`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from forecaster import accuracy
 from forecaster.contract import QUANTILE_LEVELS
-from forecaster.inputs import ModelOutputs
 
 MEDIAN = QUANTILE_LEVELS.index(0.5)
 # Central intervals by the share that they promise: indices of their lower and upper level.
@@ -24,6 +24,18 @@ INTERVALS: dict[str, tuple[int, int]] = {
 }
 
 
+class Forecasts(Protocol):
+    """What is scored of forecasts, in units: `inputs.ModelOutputs` has it, and baselines have no more."""
+
+    @property
+    def quantiles(self) -> NDArray[np.float32]:
+        """float32 (item, step, quantile), ascending over QUANTILE_LEVELS."""
+
+    @property
+    def mean(self) -> NDArray[np.float32]:
+        """float32 (item, step)."""
+
+
 class ScoreSums:
     """Sums over forecasts of one frequency, `sums[name]`: float64 (step,), those by level (step, level)."""
 
@@ -31,12 +43,13 @@ class ScoreSums:
         levels = len(QUANTILE_LEVELS)
         self.steps = steps
         self.forecasts = 0
-        names = ("count", "actual", "abs_median", "abs_mean", "square_mean", "error_mean", "scaled", "scaled_count")
+        names = ("count", "actual", "actual_square", "abs_median", "abs_mean", "square_mean", "error_mean")
+        names += ("scaled", "scaled_count", "percentage", "percentage_count")
         self.sums: dict[str, NDArray[np.float64]] = {name: np.zeros(steps) for name in names}
         self.sums |= {f"inside_{share}": np.zeros(steps) for share in INTERVALS}
-        self.sums |= {name: np.zeros((steps, levels)) for name in ("pinball", "below", "not_above")}
+        self.sums |= {name: np.zeros((steps, levels)) for name in ("pinball", "scaled_pinball", "below", "not_above")}
 
-    def add(self, target: NDArray[np.float32], outputs: ModelOutputs, scale: NDArray[np.float64] | None = None) -> None:
+    def add(self, target: NDArray[np.float32], outputs: Forecasts, scale: NDArray[np.float64] | None = None) -> None:
         """Count forecasts.
 
         Args:
@@ -51,10 +64,14 @@ class ScoreSums:
         sums = self.sums
         sums["count"] += known.sum(axis=0)
         sums["actual"] += np.nansum(np.abs(y), axis=0)
+        sums["actual_square"] += np.nansum(y**2, axis=0)
         sums["abs_median"] += np.nansum(np.abs(y - median), axis=0)
         sums["abs_mean"] += np.nansum(np.abs(y - outputs.mean), axis=0)
         sums["square_mean"] += np.nansum((y - outputs.mean) ** 2, axis=0)
         sums["error_mean"] += np.nansum(outputs.mean - y, axis=0)
+        percentage = np.abs(y - median) / np.where(y != 0, np.abs(y), np.nan)
+        sums["percentage"] += np.nansum(percentage, axis=0)
+        sums["percentage_count"] += np.isfinite(percentage).sum(axis=0)
         loss = accuracy.pinball(np.where(known, y, 0.0), outputs.quantiles, QUANTILE_LEVELS)
         if not known.all():
             loss[~known] = 0.0
@@ -70,6 +87,7 @@ class ScoreSums:
             scaled = np.abs(y - median) / usable
             sums["scaled"] += np.nansum(scaled, axis=0)
             sums["scaled_count"] += np.isfinite(scaled).sum(axis=0)
+            sums["scaled_pinball"] += np.einsum("isq,i->sq", loss, np.nan_to_num(1 / usable[:, 0]))
 
     def merge(self, other: ScoreSums) -> None:
         """Add what another has summed."""
