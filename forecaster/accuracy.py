@@ -124,8 +124,8 @@ def calibration_worst(
     not_above: NDArray[np.float64] | Sequence[float],
     levels: Sequence[float],
 ) -> float:
-    """By how much the worst level misses its promise, 0 at best: `below` may not be more than the level, nor `not_above`
-    less."""
+    """By how much the worst level misses its promise, 0 at best: `below` may not be more than the level, nor
+    `not_above` less."""
     q = np.asarray(levels, dtype=np.float64)
     return float(np.max([np.asarray(below) - q, q - np.asarray(not_above), np.zeros_like(q)]))
 

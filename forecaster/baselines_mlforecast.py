@@ -38,8 +38,6 @@ _LAGS = 4  # seasons back, beyond the first the horizon allows
 class LightGbm:
     """LightGBM with mlforecast's features; trained anew at each origin on the series it is asked about."""
 
-    names = (NAME,)
-
     def __init__(
         self, *, known: Sequence[str] = (), rounds: int = 100, training_rows: int = 400_000, threads: int = 0
     ) -> None:
@@ -50,6 +48,8 @@ class LightGbm:
             training_rows: at most so many are learnt from, a seeded sample.
             threads: 0 = one a core.
         """
+        self.names = (NAME,)
+        self.fallbacks: Mapping[str, int] = {}
         self._known = tuple(known)
         self._rounds = rounds
         self._training_rows = training_rows
@@ -70,7 +70,9 @@ class LightGbm:
         features = pipeline.preprocess(past, static_features=["category", "brand"], dropna=False)
         features = features[features[f"lag{prediction_length}"].notna()]
         if not len(features):
-            raise ValueError(f"no series has more than {prediction_length} buckets before the first origin to learn from")
+            raise ValueError(
+                f"no series has more than {prediction_length} buckets before the first origin to learn from"
+            )
         if len(features) > self._training_rows:
             features = features.sample(self._training_rows, random_state=0)
         self._fit(pipeline, features.drop(columns=["unique_id", "ds", "y"]), features["y"].to_numpy())
@@ -94,7 +96,13 @@ class LightGbm:
             pipeline.models_ = dict(zip(pipeline.models, fitted, strict=True))
 
     def _pipeline(self, freq: str, horizon: int) -> MLForecast:
-        common = {"n_estimators": self._rounds, "learning_rate": 0.1, "num_leaves": 31, "max_bin": 127, "min_child_samples": 50}
+        common = {
+            "n_estimators": self._rounds,
+            "learning_rate": 0.1,
+            "num_leaves": 31,
+            "max_bin": 127,
+            "min_child_samples": 50,
+        }
         common |= {"verbosity": -1, "seed": 0, "deterministic": True, "n_jobs": 1}
         models = {
             f"q{level:g}": LGBMRegressor(objective="quantile", alpha=level, **common) for level in QUANTILE_LEVELS

@@ -27,7 +27,7 @@ from forecaster.series import SeriesTable
 
 CONFORMAL_WINDOWS = 10
 _SERIES_A_TASK = 50
-# Of 19 ascending levels the i-th and the i-th from the end bound one interval; shares in per cent, as the library wants.
+# Of 19 ascending levels the i-th and the i-th from the end bound one interval; its share in per cent.
 _INTERVALS = [round(100 * (1 - 2 * level)) for level in QUANTILE_LEVELS[: len(QUANTILE_LEVELS) // 2]]
 
 
@@ -93,7 +93,7 @@ class StatsForecast:
                 tables.
         """
         self.names = tuple(names)
-        self.fallbacks = dict.fromkeys(self.names, 0)
+        self.fallbacks: dict[str, int] = {}
         self._longest = longest_past
         self._non_negative = non_negative
         self._processes = processes or os.cpu_count() or 1
@@ -105,19 +105,16 @@ class StatsForecast:
         season = _SEASONS[table.freq]
         pasts = [filled_past(table, row, running, season.naive, self._longest) for row in rows.tolist()]
         tasks = [
-            _Task(
-                self.names, season, prediction_length, pasts[first : first + _SERIES_A_TASK], self._non_negative
-            )
+            _Task(self.names, season, prediction_length, pasts[first : first + _SERIES_A_TASK], self._non_negative)
             for first in range(0, len(pasts), _SERIES_A_TASK)
         ]
         done = self._run(tasks)
         for _, fallbacks in done:
             for name, count in zip(self.names, fallbacks, strict=True):
-                self.fallbacks[name] += count
+                if count:
+                    self.fallbacks[name] = self.fallbacks.get(name, 0) + count
         values = np.concatenate([part for part, _ in done], axis=1)
-        return {
-            name: Forecasts(values[n, :, :, 1:], values[n, :, :, 0]) for n, name in enumerate(self.names)
-        }
+        return {name: Forecasts(values[n, :, :, 1:], values[n, :, :, 0]) for n, name in enumerate(self.names)}
 
     def _run(self, tasks: list[_Task]) -> list[tuple[Floats, list[int]]]:
         if self._processes == 1 or len(tasks) == 1:
@@ -157,12 +154,12 @@ def _one(name: str, past: Floats, season: Season, steps: int) -> NDArray[np.floa
     with_intervals = name in _OWN_INTERVALS or conformal is not None
     try:
         said = method.forecast(y=past, h=steps, level=sorted(_INTERVALS) if with_intervals else None)
-    except Exception:  # noqa: BLE001 - each method fails in its own ways on series too short or too plain for it
+    except Exception:
         return None
     point = np.asarray(said["mean"], dtype=np.float64)
     lower = [said[f"lo-{share}"] if with_intervals else point for share in _INTERVALS]
     upper = [said[f"hi-{share}"] if with_intervals else point for share in reversed(_INTERVALS)]
-    found = np.stack([point, *lower, point, *upper], axis=1).astype(np.float64)
+    found: NDArray[np.float64] = np.stack([point, *lower, point, *upper], axis=1).astype(np.float64)
     if not np.isfinite(found).all() or np.abs(found).max() > 1_000 * (1 + past.max()):
         return None
     found[:, 1:].sort(axis=1)

@@ -1,4 +1,4 @@
-"""Contestants that forecast by the contract: models of a folder, and the baselines that workers fall back on."""
+"""Contestants that forecast by the contract: models of a folder, and the baseline that workers fall back on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from forecaster.baselines import empirical_forecast, seasonal_naive_forecast
+from forecaster.baselines import empirical_forecast
 from forecaster.contract import NO_COVARIATES, Covariates
 from forecaster.inputs import ModelInputs, ModelOutputs
 from forecaster.predictor import DemandModel
@@ -27,6 +27,7 @@ class ByContract:
         covariates: Covariates = NO_COVARIATES,
     ) -> None:
         self.names = (name,)
+        self.fallbacks: Mapping[str, int] = {}
         self._forecast = forecast
         self._covariates = covariates
 
@@ -51,8 +52,3 @@ def of_model(name: str, model: DemandModel) -> ByContract:
 def empirical() -> ByContract:
     """What workers send while no model answers."""
     return ByContract("empirical", empirical_forecast)
-
-
-def last_season() -> ByContract:
-    """The last season again, without any interval."""
-    return ByContract("last_season", seasonal_naive_forecast)

@@ -1,180 +1,203 @@
-"""Rolling-origin evaluation on days a model was not trained on, against the baselines, all through the served code
-path."""
+"""`shelfcast evaluate`: models beside baselines on a shop's own past sales, by a rolling-origin backtest."""
 
 from __future__ import annotations
 
-import datetime as dt
 import json
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import click
-import numpy as np
 from rich.console import Console
-from rich.table import Table
 
-from feature_store.calendar_time import ShopCalendar
-from feature_store.features import FEATURE_INDEX
-from forecaster import accuracy, online_retail
-from forecaster.baselines import empirical_forecast, seasonal_naive_forecast
-from forecaster.contract import MODEL_NAME, QUANTILE_LEVELS, WINDOWS
-from forecaster.dataset import History, Window
-from forecaster.inputs import ModelInputs, ModelOutputs
-from forecaster.models.patch_transformer import PatchTransformer, load
-from forecaster.passes import forecast
+from forecaster.contestants import empirical, of_model
+from forecaster.contract import MODEL_NAME, WINDOWS
+from forecaster.evaluation import Group, Plan, draw_sample, evaluate
+from forecaster.evaluation_summary import summarise, tables
+from forecaster.predictor import DemandModel, load_model
+from forecaster.rolling_origins import origins_of
+from forecaster.score_table import SEASONS
+from forecaster.series import SeriesTable
+from forecaster.series_options import LoadedSeries, cleaning_options, load_series, series_options
 
-_DAY_MS = 86_400_000
-_HOUR_MS = 3_600_000
-_MEDIAN = QUANTILE_LEVELS.index(0.5)
-_LOWER, _UPPER = QUANTILE_LEVELS.index(0.1), QUANTILE_LEVELS.index(0.9)
-_UNITS = FEATURE_INDEX["units"]
-
-Forecaster = Callable[[ModelInputs, int], ModelOutputs]
+# By what they cost a series: under five milliseconds, a hundred; LightGBM is trained anew at every origin.
+_FAST = ("naive", "seasonal_naive", "croston", "croston_sba", "adida", "imapa", "tsb")
+_SLOW = ("auto_ets", "theta")
+_LIGHTGBM = "lightgbm"
+BASELINES: tuple[str, ...] = ("empirical", *_FAST, *_SLOW, _LIGHTGBM)
+_NO_MODEL = "none"
 
 
-class Case(NamedTuple):
-    """One row of cutoffs: a freq, how much past is known, and at which local hours forecasts are made."""
-
-    freq: str
-    past_days: int | None  # None = all there is; else a worker that began to listen so many days before
-    hours: tuple[int, ...]
-    every_days: int
+def shipped_model() -> Path:
+    """The newest version of the model that comes with the project."""
+    versions = (Path(__file__).resolve().parent.parent / "triton_models" / MODEL_NAME).iterdir()
+    return max((folder for folder in versions if folder.name.isdigit()), key=lambda folder: int(folder.name))
 
 
-class Score(NamedTuple):
-    """Scores of one forecaster in one case, over the steps named."""
+def models_of(texts: Sequence[str], freq: str) -> dict[str, DemandModel]:
+    """Models by name, of `--model`.
 
-    freq: str
-    past: str
-    steps: str
-    forecaster: str
-    wql: float
-    wape_median: float
-    wape_mean: float
-    bias_mean: float
-    coverage_80: float
-    targets: int
-
-
-CASES: tuple[Case, ...] = (
-    Case("1d", None, (0, 12), 4),
-    Case("1d", 28, (0, 12), 4),
-    Case("1d", 14, (0, 12), 4),
-    Case("1d", 7, (0, 12), 4),
-    Case("1h", None, (9, 13), 4),
-    Case("1h", 14, (9, 13), 4),
-    Case("1h", 7, (9, 13), 4),
-)
-
-
-def forecasters(model: PatchTransformer | None) -> dict[str, Forecaster]:
-    """What is compared, by name; all take inputs and a prediction length."""
-    found: dict[str, Forecaster] = {
-        "seasonal naive": seasonal_naive_forecast,
-        "empirical": empirical_forecast,
-    }
-    if model is not None:
-        found["model"] = lambda inputs, steps: forecast(model, inputs)
+    Raises:
+        click.ClickException: one can't be loaded, or does not know the freq.
+        click.UsageError: two have one name.
+    """
+    if _NO_MODEL in texts:
+        return {}
+    found: dict[str, DemandModel] = {}
+    for text in texts or (f"shelfcast={shipped_model()}",):
+        name, equals, path = text.partition("=")
+        folder = Path(path if equals else name)
+        name = name if equals else folder.resolve().name
+        if name in found or name in BASELINES:
+            raise click.UsageError(f"two contestants are called {name}: give one a name of its own, --model NAME=DIR")
+        try:
+            model = load_model(folder, threads=os.cpu_count() or 1)
+        except (OSError, ValueError, ModuleNotFoundError) as error:
+            raise click.ClickException(f"--model {text}: {error}") from error
+        if freq not in model.freqs:
+            raise click.ClickException(
+                f"--model {text} was trained for {', '.join(model.freqs)}, not for {freq}: take one of those, or train "
+                f"one for {freq}"
+            )
+        found[name] = model
     return found
 
 
-def windows(history: History, case: Case, since_ms: int, items: int) -> Iterator[Window]:
-    """Windows of a case: cutoffs from `since_ms` until the history's end, the busiest `items` of the eight weeks before
-    `since_ms` that the worker knows by the cutoff."""
-    zone_day = history.calendar.buckets("1d", np.array([since_ms, history.end_ms]), ("", ""))
-    busiest = np.argsort(-history.order_lines(since_ms - 56 * _DAY_MS, since_ms), kind="stable")[:items]
-    steps = WINDOWS[case.freq].max_prediction_length
-    for day in range(int(zone_day[0]), int(zone_day[1]), case.every_days):
-        date = dt.date(1970, 1, 1) + dt.timedelta(days=day)
-        start_ms = 0 if case.past_days is None else online_retail.day_start_ms(date - dt.timedelta(days=case.past_days))
-        for hour in case.hours:
-            cutoff_ms = online_retail.day_start_ms(date) + hour * _HOUR_MS
-            known = busiest[history.first_order_ms(busiest, start_ms) < cutoff_ms]
-            if len(known) and cutoff_ms < history.end_ms - _DAY_MS:
-                yield history.window(case.freq, cutoff_ms, known, steps, start_ms)
+def baselines_of(text: str) -> tuple[str, ...]:
+    """Names of baselines, of `--baselines`.
+
+    Raises:
+        click.UsageError: there is none of such a name.
+    """
+    if text in ("none", "all"):
+        return BASELINES if text == "all" else ()
+    names = tuple(part.strip() for part in text.split(","))
+    for name in names:
+        if name not in BASELINES:
+            raise click.UsageError(f"--baselines {name}: there are {', '.join(BASELINES)}; also all, and none")
+    return names
 
 
-def score(case: Case, name: str, parts: Sequence[tuple[Window, ModelOutputs]], steps: tuple[str, slice]) -> Score:
-    """Scores over all windows of a case. Later steps are pooled: total loss over total demand."""
-    label, cut = steps
-    target = np.concatenate([window.units[:, cut].ravel() for window, _ in parts])
-    quantiles = np.concatenate([out.quantiles[:, cut].reshape(-1, len(QUANTILE_LEVELS)) for _, out in parts])
-    mean = np.concatenate([out.mean[:, cut].ravel() for _, out in parts])
-    past = "all" if case.past_days is None else f"{case.past_days} d"
-    return Score(
-        case.freq,
-        past,
-        label,
-        name,
-        accuracy.wql(target, quantiles, QUANTILE_LEVELS),
-        accuracy.wape(target, quantiles[:, _MEDIAN]),
-        accuracy.wape(target, mean),
-        accuracy.bias(target, mean),
-        accuracy.coverage(target, quantiles[:, _LOWER], quantiles[:, _UPPER]),
-        int(np.isfinite(target).sum()),
-    )
+def groups_of(models: dict[str, DemandModel], names: Sequence[str], known: Sequence[str]) -> list[Group]:
+    """Who takes part. `known`: columns of the table, beyond the contract's, that are known ahead.
+
+    Raises:
+        click.ClickException: a library is not installed.
+    """
+    groups = [Group(of_model(name, model), everywhere=True) for name, model in models.items()]
+    if "empirical" in names:
+        groups.append(Group(empirical(), everywhere=True))
+    fast, slow = [n for n in _FAST if n in names], [n for n in _SLOW if n in names]
+    try:
+        # Imported here: they take seconds, and who scores models alone need not have them.
+        if fast or slow:
+            from forecaster.baselines_statsforecast import StatsForecast  # noqa: PLC0415
+
+            groups += [Group(StatsForecast(part), part is fast) for part in (fast, slow) if part]
+        if _LIGHTGBM in names:
+            from forecaster.baselines_mlforecast import LightGbm  # noqa: PLC0415
+
+            groups.append(Group(LightGbm(known=known), everywhere=False))
+    except ModuleNotFoundError as error:
+        raise click.ClickException(f"baselines need {error.name}: pip install 'shelfcast[train]'") from error
+    return groups
 
 
-def evaluate(
-    history: History, since_ms: int, compared: dict[str, Forecaster], items: int, cases: Sequence[Case] = CASES
-) -> list[Score]:
-    """Scores of every forecaster in every case: the first step apart from the later ones."""
-    out = []
-    for case in cases:
-        cut = list(windows(history, case, since_ms, items))
-        made = {name: [(w, ask(w.inputs, w.units.shape[1])) for w in cut] for name, ask in compared.items()}
-        for steps in (("first", slice(0, 1)), ("later", slice(1, None))):
-            out += [score(case, name, parts, steps) for name, parts in made.items()]
-    return out
+def plan_of(table: SeriesTable, arguments: dict[str, Any]) -> Plan:
+    """What is asked of everyone.
+
+    Raises:
+        click.ClickException: the table is too short for it.
+        click.UsageError: the horizon is longer than models can look.
+    """
+    longest = WINDOWS[table.freq].max_prediction_length
+    steps = arguments["prediction_length"] or longest
+    if steps > longest:
+        raise click.UsageError(
+            f"--prediction-length {steps}: models look at most {longest} buckets of {table.freq} ahead"
+        )
+    try:
+        origins = origins_of(table, arguments["origins"], arguments["stride"] or steps, steps)
+    except ValueError as error:
+        raise click.ClickException(f"{error}; lower --origins, --stride or --prediction-length") from error
+    sample = draw_sample(table, origins, arguments["baseline_series"], arguments["seed"])
+    return Plan(origins, steps, arguments["season"] or SEASONS[table.freq], sample)
 
 
-def render(scores: Sequence[Score]) -> Table:
-    """Scores as a table, one line each."""
-    table = Table(title="rolling-origin evaluation, lower WQL and WAPE are better, coverage of 80% is 0.80")
-    for column in ("freq", "past", "steps", "forecaster", "WQL", "WAPE median", "WAPE mean", "bias", "coverage 80%"):
-        table.add_column(column)
-    for row, following in zip(scores, [*scores[1:], None], strict=True):
-        last = following is None or (following.freq, following.past, following.steps) != (row.freq, row.past, row.steps)
-        table.add_row(*row[:4], *(f"{value:.3f}" for value in row[4:9]), end_section=last)
-    return table
+def write(folder: Path, summary: dict[str, Any], page: bytes) -> None:
+    """Write scores.json and report.html into a folder, which need not exist."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "scores.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    (folder / "report.html").write_bytes(page)
 
 
 @click.command("evaluate")
+@series_options
+@cleaning_options
 @click.option(
-    "--online-retail",
-    "path",
-    required=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Online Retail II as Parquet.",
+    "--prediction-length",
+    type=click.IntRange(min=1),
+    help="Buckets forecast from each origin.  [default: the most that models can]",
 )
 @click.option(
-    "--since",
-    type=click.DateTime(["%Y-%m-%d"]),
-    default="2011-02-28",
-    show_default=True,
-    help="First local date on which forecasts are made; take one the model has not seen.",
+    "--origins", type=click.IntRange(min=1), default=1, show_default=True, help="How many times to look ahead."
 )
+@click.option("--stride", type=click.IntRange(min=1), help="Buckets between origins.  [default: --prediction-length]")
 @click.option(
     "--model",
-    "folder",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    default=Path(__file__).resolve().parent.parent / "triton_models" / MODEL_NAME / "1",
-    show_default=True,
-    help="Folder with config.json and model.safetensors.",
+    "models",
+    multiple=True,
+    metavar="[NAME=]DIR",
+    help="Folder of a model; may be given again. none = baselines alone.  [default: the shipped one]",
 )
-@click.option("--items", default=500, show_default=True, help="How many items, the busiest before --since.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON list instead of a table.")
-def command(path: Path, since: dt.datetime, folder: Path, items: int, as_json: bool) -> None:
-    """Score the model and the baselines on Online Retail II."""
-    lines = online_retail.read(path)
-    # The last day of the record is not whole.
-    end = dt.date(1970, 1, 1) + dt.timedelta(days=int(lines.event_time_ms[-1] // _DAY_MS))
-    calendar = ShopCalendar(online_retail.TIME_ZONE)
-    history = History(lines.batch(), calendar, online_retail.day_start_ms(end))
-    model = load(folder)
-    scores = evaluate(history, online_retail.day_start_ms(since.date()), forecasters(model), items)
+@click.option(
+    "--baselines",
+    default="all",
+    show_default=True,
+    metavar="NAMES",
+    help=f"all, none, or some of {','.join(BASELINES)}.",
+)
+@click.option(
+    "--baseline-series",
+    type=click.IntRange(min=1),
+    default=2_000,
+    show_default=True,
+    help="On how many series, drawn at random, the slow baselines (AutoETS, Theta, LightGBM) run.",
+)
+@click.option("--seed", default=0, show_default=True, help="Of that draw.")
+@click.option(
+    "--season",
+    type=click.IntRange(min=1),
+    help="Lag of the naive forecast that scales MASE and SQL.  [default: 24 for 1h, 7 for 1d, 1 for 1w, as fev-bench]",
+)
+@click.option(
+    "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder for scores.json and report.html."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print all scores as one line of JSON instead of tables.")
+def command(as_json: bool, output: Path | None, **arguments: Any) -> None:
+    """Score models and baselines on past sales: at each of some origins everyone forecasts what came next.
+
+    What cleaning takes for not known is not scored either.
+    """
+    messages = Console(stderr=True)
+    names = baselines_of(arguments["baselines"])
+    models = models_of(arguments["models"], arguments["freq"])
+    if not (models or names):
+        raise click.UsageError("nobody takes part: --model none needs --baselines")
+    loaded: LoadedSeries = load_series(arguments, console=messages)
+    plan = plan_of(loaded.table, arguments)
+    groups = groups_of(models, names, loaded.covariates.known)
+    with messages.status("evaluating") as status:
+        found = evaluate(loaded.table, plan, groups, progress=lambda text: status.update(f"evaluating, {text}"))
+    summary = summarise(found, loaded.table)
+    if output is not None:
+        from forecaster.evaluation_report import render_report  # noqa: PLC0415 - matplotlib, for who wants a report
+
+        write(output, summary, render_report(found, loaded.table, summary).encode())
+        messages.print(f"written: {output / 'scores.json'}, {output / 'report.html'}")
     if as_json:
-        click.echo(json.dumps([row._asdict() for row in scores], indent=2))
+        click.echo(json.dumps(summary))
     else:
-        Console().print(render(scores))
+        for table in tables(summary):
+            Console().print(table)

@@ -41,6 +41,10 @@ class Contestants(Protocol):
     def names(self) -> tuple[str, ...]:
         """Of each, as the tables show them."""
 
+    @property
+    def fallbacks(self) -> Mapping[str, int]:
+        """By name how many forecasts were somebody else's, since the method itself had no answer; 0 = left out."""
+
     def forecast(
         self, table: SeriesTable, rows: Integers, running: int, prediction_length: int
     ) -> Mapping[str, Forecasts]:

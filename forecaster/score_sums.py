@@ -43,8 +43,8 @@ class ScoreSums:
         levels = len(QUANTILE_LEVELS)
         self.steps = steps
         self.forecasts = 0
-        names = ("count", "actual", "actual_square", "abs_median", "abs_mean", "square_mean", "error_mean")
-        names += ("scaled", "scaled_count", "percentage", "percentage_count")
+        names = ["count", "actual", "actual_square", "abs_median", "abs_mean", "square_mean", "error_mean"]
+        names += ["scaled", "scaled_count", "percentage", "percentage_count"]
         self.sums: dict[str, NDArray[np.float64]] = {name: np.zeros(steps) for name in names}
         self.sums |= {f"inside_{share}": np.zeros(steps) for share in INTERVALS}
         self.sums |= {name: np.zeros((steps, levels)) for name in ("pinball", "scaled_pinball", "below", "not_above")}

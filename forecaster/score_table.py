@@ -69,7 +69,9 @@ def table_of(sums: ScoreSums) -> Scores:
         "mase": _ratio(total["scaled"], total["scaled_count"]),
         "sql": _ratio(total["scaled_pinball"][_DECILES].mean(), total["scaled_count"]),
         "wql": _ratio(total["pinball"][_DECILES].mean(), actual),
-        "calibration_worst": accuracy.calibration_worst(calibration["below"], calibration["not_above"], QUANTILE_LEVELS),
+        "calibration_worst": accuracy.calibration_worst(
+            calibration["below"], calibration["not_above"], QUANTILE_LEVELS
+        ),
     }
     scores |= {f"coverage_{share}": _ratio(total[f"inside_{share}"], count) for share in INTERVALS}
     losses = zip(QUANTILE_LEVELS, total["pinball"].tolist(), strict=True)

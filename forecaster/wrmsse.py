@@ -1,5 +1,5 @@
-"""WRMSSE, the measure of the M5 Accuracy competition: errors of means at every level of a hierarchy, the unbiased sum of
-series counting as much as the series themselves. numpy only.
+"""WRMSSE, the measure of the M5 Accuracy competition: errors of means at every level of a hierarchy, where sums count
+as much as the single series. numpy only.
 
 "The M5 Competition: Competitors' Guide" (2020): RMSSE is the root of the mean squared error over the mean squared
 one-day change of the past; each of the 12 levels weighs a twelfth, and within one a series by its share of the dollar
@@ -55,9 +55,7 @@ class Weights(NamedTuple):
     weight: Floats
 
 
-def levels_of(
-    columns: Mapping[str, Sequence[str]], names: Sequence[Sequence[str]] = M5_LEVELS
-) -> tuple[Level, ...]:
+def levels_of(columns: Mapping[str, Sequence[str]], names: Sequence[Sequence[str]] = M5_LEVELS) -> tuple[Level, ...]:
     """The levels of a hierarchy. `columns` has each series' attributes by name, in the order of the series."""
     count = len(next(iter(columns.values())))
     found = []

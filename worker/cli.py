@@ -29,7 +29,7 @@ _COMMANDS = {
     "backfill": ("worker.backfill", "Fill features from tables of past events, before the first start."),
     "forecast": ("worker.forecast", "Forecast the series of a table or a recording, into a file."),
     "train": ("forecaster.train", "Train the served model."),
-    "evaluate": ("forecaster.evaluate", "Score the model on days that it was not trained on."),
+    "evaluate": ("forecaster.evaluate", "Score models and baselines on a shop's own past sales."),
 }
 
 

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
 from feature_store.calendar_time import bucket_start_ms
-from forecaster import contract, evaluate, train
+from forecaster import contract, train
 from forecaster.accuracy import pinball as scored_pinball
 from forecaster.dataset import Window
 from forecaster.fitting import Losses
@@ -262,14 +262,3 @@ def test_unknown_targets_do_not_touch_the_loss() -> None:
     assert np.isfinite(total)
     window.cumulative_units[:, 20:] = 1e6  # units are still unknown there
     assert float(Losses(model)(*tensors_of(window)).total.detach()) == total
-
-
-def test_evaluation_runs_on_the_demo_slice_and_names_every_forecaster() -> None:
-    options = ["--online-retail", str(SLICE), "--since", "2011-03-22", "--items", "10", "--json"]
-    result = CliRunner().invoke(evaluate.command, options)
-    assert result.exit_code == 0, result.output
-    scores = json.loads(result.stdout)
-    assert {row["forecaster"] for row in scores} == {"seasonal naive", "empirical", "model"}
-    assert {row["freq"] for row in scores} == {"1d", "1h"}
-    assert {row["steps"] for row in scores} == {"first", "later"}
-    assert all(row["targets"] > 0 for row in scores)

@@ -1,0 +1,52 @@
+"""LightGBM through mlforecast on small tables."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from forecaster import accuracy
+from forecaster.baselines_mlforecast import LightGbm
+from forecaster.contract import QUANTILE_LEVELS
+from forecaster.rolling_origins import targets
+from tests.forecaster.series_tables import FIRST_DAY, changed_after, made_table
+
+_H = 7
+_RUNNING = FIRST_DAY + 200 - _H
+_MEDIAN = QUANTILE_LEVELS.index(0.5)
+
+
+def _small() -> LightGbm:
+    return LightGbm(rounds=30)
+
+
+def test_it_answers_for_short_and_dead_series_too_and_does_not_look_ahead() -> None:
+    table = made_table(covariates=True)
+    rows = np.array([11, 3, 10, 0])  # in the order asked for
+    made = _small().forecast(table, rows, _RUNNING, _H)["lightgbm"]
+    assert made.quantiles.shape == (4, _H, len(QUANTILE_LEVELS))
+    assert (np.diff(made.quantiles, axis=2) >= 0).all()
+    assert (made.quantiles >= 0).all()
+    assert made.mean[2].max() < 0.2  # never sold anything
+    later = _small().forecast(changed_after(table, _RUNNING), rows, _RUNNING, _H)["lightgbm"]
+    assert np.array_equal(made.quantiles, later.quantiles)
+
+
+def test_it_learns_the_rhythm_of_the_week_and_promotions_known_ahead() -> None:
+    table = made_table(items=40, days=400, covariates=True)
+    units = (table.units + 20 * table.columns["promotion"]).astype(np.float32)
+    table = dataclasses.replace(table, units=units)
+    rows, running = np.arange(38), FIRST_DAY + 400 - _H
+    made = LightGbm(rounds=60).forecast(table, rows, running, _H)["lightgbm"]
+    target = targets(table, rows, running, _H)
+    naive = targets(table, rows, running - 7, _H)
+    assert accuracy.wape(target, made.quantiles[:, :, _MEDIAN]) < 0.7 * accuracy.wape(target, naive)
+    assert abs(accuracy.bias(target, made.mean)) < 0.15
+
+
+def test_a_past_shorter_than_the_horizon_is_refused() -> None:
+    table = made_table(items=2)
+    with pytest.raises(ValueError, match="no series has more than 28 buckets"):
+        _small().forecast(table, np.array([0]), int(table.first_bucket[0]) + 20, 28)
