@@ -76,13 +76,14 @@ class Told(NamedTuple):
 
 class Evaluation(NamedTuple):
     """A finished backtest: results by name in the order of the groups; `lead` is the first name, whose forecasts are
-    kept."""
+    kept; `fallbacks` as `rolling_origins.Contestants` has them."""
 
     plan: Plan
     series: int
     results: Mapping[str, Result]
     lead: str
     told: Sequence[Told]
+    fallbacks: Mapping[str, int]
 
 
 def draw_sample(table: SeriesTable, origins: Sequence[Origin], size: int, seed: int) -> Integers:
@@ -116,6 +117,8 @@ def evaluate(
         for group in groups:
             everywhere = group.everywhere and not whole
             rows = origin.rows if everywhere else np.intersect1d(origin.rows, plan.sample)
+            if not len(rows):  # of the sample none had begun by then
+                continue
             progress(f"origin {number} of {len(plan.origins)}: {', '.join(group.contestants.names)}")
             began = time.perf_counter()
             made = group.contestants.forecast(table, rows, origin.running, plan.prediction_length)

@@ -119,6 +119,14 @@ def test_scores_over_origins_are_those_of_all_targets_together() -> None:
     assert [told.running for told in found.told] == [o.running for o in origins]
 
 
+def test_an_origin_before_any_of_the_sample_had_begun_is_passed_over() -> None:
+    table = made_table()
+    origins = origins_of(table, 2, 21, 14)
+    new = np.array([len(table) - 1])  # 20 days old
+    found = evaluate(table, Plan(origins, 14, 7, new), [Group(empirical(), everywhere=False)])
+    assert table_of(found.results["empirical"].on_sample)["targets"] == 14
+
+
 def test_the_sample_is_seeded_and_has_only_series_with_targets() -> None:
     table = made_table(items=30)
     origins = origins_of(table, 1, 7, 7)
