@@ -25,7 +25,8 @@ from forecaster.contract import QUANTILE_LEVELS
 from forecaster.rolling_origins import Forecasts, Integers, filled_past
 from forecaster.series import SeriesTable
 
-NAME = "lightgbm"
+NAMES = ("lightgbm", "lightgbm_scaled")
+_STATIC = ("category", "brand", "level")
 _CLOCK = ("hour_of_day", "day_of_week", "day_of_month", "day_of_year")
 _KNOWN = ("unit_price", "promotion", "open", "event")
 # Season of the lags, windows of the rolling means, and how much past is learnt from, in buckets.
@@ -39,18 +40,27 @@ class LightGbm:
     """LightGBM with mlforecast's features; trained anew at each origin on the series it is asked about."""
 
     def __init__(
-        self, *, known: Sequence[str] = (), rounds: int = 100, training_rows: int = 400_000, threads: int = 0
+        self,
+        *,
+        known: Sequence[str] = (),
+        scaled: bool = False,
+        rounds: int = 100,
+        training_rows: int = 400_000,
+        threads: int = 0,
     ) -> None:
         """
         Args:
             known: further columns of the table that are known ahead.
+            scaled: learn each series as multiples of its own mean, as `lightgbm_scaled`. Of much use where
+                series differ by orders of magnitude, of some harm where they are counts.
             rounds: of boosting, for each level.
             training_rows: at most so many are learnt from, a seeded sample.
             threads: 0 = one a core.
         """
-        self.names = (NAME,)
+        self.names = (NAMES[scaled],)
         self.fallbacks: Mapping[str, int] = {}
         self._known = tuple(known)
+        self._scaled = scaled
         self._rounds = rounds
         self._training_rows = training_rows
         self._threads = threads
@@ -64,10 +74,14 @@ class LightGbm:
             ValueError: no series is long enough for one lag of the horizon's length.
         """
         frame, columns = self._frame(table, rows, running, prediction_length)
+        scale = frame.groupby("unique_id")["y"].mean().to_numpy()
+        scale = np.where((scale > 0) & self._scaled, scale, 1.0)
+        frame["level"] = scale[frame["unique_id"]]
+        frame["y"] /= frame["level"]
         past = frame[frame["ds"] < running]
-        future = frame[frame["ds"] >= running].drop(columns=["y", "category", "brand"])
+        future = frame[frame["ds"] >= running].drop(columns=["y", *_STATIC])
         pipeline = self._pipeline(table.freq, prediction_length)
-        features = pipeline.preprocess(past, static_features=["category", "brand"], dropna=False)
+        features = pipeline.preprocess(past, static_features=list(_STATIC), dropna=False)
         features = features[features[f"lag{prediction_length}"].notna()]
         if not len(features):
             raise ValueError(
@@ -80,13 +94,13 @@ class LightGbm:
             # LightGBM takes a price that is not known as it is.
             warnings.filterwarnings("ignore", "Found null values")
             said = pipeline.predict(prediction_length, X_df=future[["unique_id", "ds", *columns]])
-        shape = (len(rows), prediction_length)
+        shape, level_of = (len(rows), prediction_length), scale[:, None]
         # mlforecast answers by unique_id, here the place in `rows`, and time.
         said = said.sort_values(["unique_id", "ds"])
         levels = np.stack([said[f"q{level:g}"].to_numpy().reshape(shape) for level in QUANTILE_LEVELS], axis=2)
-        quantiles = np.maximum(np.sort(levels, axis=2), 0.0).astype(np.float32)
-        mean = np.maximum(said["mean"].to_numpy().reshape(shape), 0.0).astype(np.float32)
-        return {NAME: Forecasts(quantiles, mean)}
+        quantiles = (np.maximum(np.sort(levels, axis=2), 0.0) * level_of[:, :, None]).astype(np.float32)
+        mean = (np.maximum(said["mean"].to_numpy().reshape(shape), 0.0) * level_of).astype(np.float32)
+        return {self.names[0]: Forecasts(quantiles, mean)}
 
     def _fit(self, pipeline: MLForecast, features: pd.DataFrame, units: NDArray[np.float32]) -> None:
         """What `fit_models` does, side by side: one thread a model, since LightGBM's own threads wait for each other at

@@ -24,8 +24,8 @@ from forecaster.series_options import LoadedSeries, cleaning_options, load_serie
 # By what they cost a series: under five milliseconds, a hundred; LightGBM is trained anew at every origin.
 _FAST = ("naive", "seasonal_naive", "croston", "croston_sba", "adida", "imapa", "tsb")
 _SLOW = ("auto_ets", "theta")
-_LIGHTGBM = "lightgbm"
-BASELINES: tuple[str, ...] = ("empirical", *_FAST, *_SLOW, _LIGHTGBM)
+_LIGHTGBM = ("lightgbm", "lightgbm_scaled")
+BASELINES: tuple[str, ...] = ("empirical", *_FAST, *_SLOW, *_LIGHTGBM)
 _NO_MODEL = "none"
 
 
@@ -95,10 +95,10 @@ def groups_of(models: dict[str, DemandModel], names: Sequence[str], known: Seque
             from forecaster.baselines_statsforecast import StatsForecast  # noqa: PLC0415
 
             groups += [Group(StatsForecast(part), part is fast) for part in (fast, slow) if part]
-        if _LIGHTGBM in names:
+        if boosted := [name for name in _LIGHTGBM if name in names]:
             from forecaster.baselines_mlforecast import LightGbm  # noqa: PLC0415
 
-            groups.append(Group(LightGbm(known=known), everywhere=False))
+            groups += [Group(LightGbm(known=known, scaled=name == _LIGHTGBM[1]), False) for name in boosted]
     except ModuleNotFoundError as error:
         raise click.ClickException(f"baselines need {error.name}: pip install 'shelfcast[train]'") from error
     return groups
@@ -199,5 +199,7 @@ def command(as_json: bool, output: Path | None, **arguments: Any) -> None:
     if as_json:
         click.echo(json.dumps(summary))
     else:
+        screen = Console()
         for table in tables(summary):
-            Console().print(table)
+            # Narrower than this, figures would be cut off.
+            screen.print(table, width=max(screen.width, 100), crop=False)

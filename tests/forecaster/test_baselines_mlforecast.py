@@ -10,7 +10,8 @@ import pytest
 from forecaster import accuracy
 from forecaster.baselines_mlforecast import LightGbm
 from forecaster.contract import QUANTILE_LEVELS
-from forecaster.rolling_origins import targets
+from forecaster.rolling_origins import seasonal_scale, targets
+from forecaster.score_table import score_table
 from tests.forecaster.series_tables import FIRST_DAY, changed_after, made_table
 
 _H = 7
@@ -18,19 +19,21 @@ _RUNNING = FIRST_DAY + 200 - _H
 _MEDIAN = QUANTILE_LEVELS.index(0.5)
 
 
-def _small() -> LightGbm:
-    return LightGbm(rounds=30)
+def _small(*, scaled: bool = False) -> LightGbm:
+    return LightGbm(rounds=30, scaled=scaled)
 
 
-def test_it_answers_for_short_and_dead_series_too_and_does_not_look_ahead() -> None:
+@pytest.mark.parametrize("scaled", [False, True])
+def test_it_answers_for_short_and_dead_series_too_and_does_not_look_ahead(scaled: bool) -> None:
     table = made_table(covariates=True)
     rows = np.array([11, 3, 10, 0])  # in the order asked for
-    made = _small().forecast(table, rows, _RUNNING, _H)["lightgbm"]
+    name = "lightgbm_scaled" if scaled else "lightgbm"
+    made = _small(scaled=scaled).forecast(table, rows, _RUNNING, _H)[name]
     assert made.quantiles.shape == (4, _H, len(QUANTILE_LEVELS))
     assert (np.diff(made.quantiles, axis=2) >= 0).all()
     assert (made.quantiles >= 0).all()
     assert made.mean[2].max() < 0.2  # never sold anything
-    later = _small().forecast(changed_after(table, _RUNNING), rows, _RUNNING, _H)["lightgbm"]
+    later = _small(scaled=scaled).forecast(changed_after(table, _RUNNING), rows, _RUNNING, _H)[name]
     assert np.array_equal(made.quantiles, later.quantiles)
 
 
@@ -44,6 +47,20 @@ def test_it_learns_the_rhythm_of_the_week_and_promotions_known_ahead() -> None:
     naive = targets(table, rows, running - 7, _H)
     assert accuracy.wape(target, made.quantiles[:, :, _MEDIAN]) < 0.7 * accuracy.wape(target, naive)
     assert abs(accuracy.bias(target, made.mean)) < 0.15
+
+
+def test_series_of_any_size_are_learnt_together_when_scaled() -> None:
+    table = made_table(items=20)
+    size = 10.0 ** (np.arange(20) % 5)
+    units = (table.units * np.repeat(size, np.diff(table.offsets))).astype(np.float32)
+    table = dataclasses.replace(table, units=units)
+    rows = np.arange(18)
+    target, scale = targets(table, rows, _RUNNING, _H), seasonal_scale(table, rows, _RUNNING, 7)
+    found = {}
+    for scaled in (False, True):
+        ((name, made),) = _small(scaled=scaled).forecast(table, rows, _RUNNING, _H).items()
+        found[name] = score_table(target, made, scale)["sql"]
+    assert found["lightgbm_scaled"] < 0.8 * found["lightgbm"]
 
 
 def test_a_past_shorter_than_the_horizon_is_refused() -> None:

@@ -141,4 +141,4 @@ def test_the_sample_is_seeded_and_has_only_series_with_targets() -> None:
 
 
 def test_every_baseline_has_a_name_of_its_own() -> None:
-    assert len(set(BASELINES)) == len(BASELINES) == 11
+    assert len(set(BASELINES)) == len(BASELINES) == 12
