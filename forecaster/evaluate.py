@@ -199,7 +199,7 @@ def command(as_json: bool, output: Path | None, **arguments: Any) -> None:
     if as_json:
         click.echo(json.dumps(summary))
     else:
-        screen = Console()
+        # Narrower than this, figures would be cut off.
+        screen = Console(width=max(Console().width, 100))
         for table in tables(summary):
-            # Narrower than this, figures would be cut off.
-            screen.print(table, width=max(screen.width, 100), crop=False)
+            screen.print(table)

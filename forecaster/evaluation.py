@@ -88,7 +88,7 @@ class Evaluation(NamedTuple):
 
 def draw_sample(table: SeriesTable, origins: Sequence[Origin], size: int, seed: int) -> Integers:
     """Up to `size` of the series that any origin has, by a seeded draw: int64 (item,), ascending."""
-    candidates = np.unique(np.concatenate([origin.rows for origin in origins]))
+    candidates: Integers = np.unique(np.concatenate([origin.rows for origin in origins]))
     if len(candidates) <= size:
         return candidates
     drawn: Integers = np.sort(np.random.default_rng(seed).choice(candidates, size, replace=False))
