@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 
 from forecaster.contestants import empirical, of_model
-from forecaster.contract import MODEL_NAME, WINDOWS
+from forecaster.contract import WINDOWS
 from forecaster.evaluation import Group, Plan, draw_sample, evaluate
 from forecaster.evaluation_summary import summarise, tables
 from forecaster.predictor import DemandModel, load_model
@@ -20,6 +20,7 @@ from forecaster.rolling_origins import origins_of
 from forecaster.score_table import SEASONS
 from forecaster.series import SeriesTable
 from forecaster.series_options import LoadedSeries, cleaning_options, load_series, series_options
+from forecaster.train_options import shipped_model
 
 # By what they cost a series: under five milliseconds, a hundred; LightGBM is trained anew at every origin.
 _FAST = ("naive", "seasonal_naive", "croston", "croston_sba", "adida", "imapa", "tsb")
@@ -27,12 +28,6 @@ _SLOW = ("auto_ets", "theta")
 _LIGHTGBM = ("lightgbm", "lightgbm_scaled")
 BASELINES: tuple[str, ...] = ("empirical", *_FAST, *_SLOW, *_LIGHTGBM)
 _NO_MODEL = "none"
-
-
-def shipped_model() -> Path:
-    """The newest version of the model that comes with the project."""
-    versions = (Path(__file__).resolve().parent.parent / "triton_models" / MODEL_NAME).iterdir()
-    return max((folder for folder in versions if folder.name.isdigit()), key=lambda folder: int(folder.name))
 
 
 def models_of(texts: Sequence[str], freq: str) -> dict[str, DemandModel]:
@@ -199,7 +194,7 @@ def command(as_json: bool, output: Path | None, **arguments: Any) -> None:
     if as_json:
         click.echo(json.dumps(summary))
     else:
-        screen = Console()
+        # Narrower than this, figures would be cut off.
+        screen = Console(width=max(Console().width, 100))
         for table in tables(summary):
-            # Narrower than this, figures would be cut off.
-            screen.print(table, width=max(screen.width, 100), crop=False)
+            screen.print(table)

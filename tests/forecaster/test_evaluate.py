@@ -13,10 +13,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from forecaster.contestants import empirical
-from forecaster.evaluate import BASELINES, command, shipped_model
+from forecaster.evaluate import BASELINES, command
 from forecaster.evaluation import Group, Plan, draw_sample, evaluate
 from forecaster.rolling_origins import origins_of, seasonal_scale, targets
 from forecaster.score_table import score_table, table_of
+from forecaster.train_options import shipped_model
 from tests.forecaster.series_tables import made_table
 
 _QUICK = "empirical,seasonal_naive,croston_sba"
