@@ -131,13 +131,17 @@ def clock_features(known: Tensor) -> Tensor:
     """The clock of each bucket: (B, time, CLOCK_WIDTH): hour as one of 24 or none, weekday as one of 7, waves of the
     month and the year. Only the longest wave of the year, or a model learns the dates of its training data by heart."""
     hour, weekday, month_day, year_day = known[:, :, _CLOCK].unbind(-1)
-    hours = torch.where(torch.isnan(hour), torch.full_like(hour, 24), hour.clamp(0, 23)).long()
+    hours = torch.where(torch.isnan(hour), torch.full_like(hour, 24), hour.clamp(0, 23))
     month = 2 * torch.pi * (month_day - 1) / 31
     year = 2 * torch.pi * (year_day - 1) / 366
     waves = torch.stack([month.sin(), month.cos(), year.sin(), year.cos()], dim=-1)
-    one_hour = torch.nn.functional.one_hot(hours, 25).to(known.dtype)
-    one_day = torch.nn.functional.one_hot(weekday.long().clamp(0, 6), 7).to(known.dtype)
-    return torch.cat([one_hour, one_day, waves], dim=-1)
+    return torch.cat([_one_hot(hours, 25), _one_hot(weekday.clamp(0, 6), 7), waves], dim=-1)
+
+
+def _one_hot(values: Tensor, count: int) -> Tensor:
+    """Of the whole part of each value, in its own type: (…, count). One comparison: torch's own makes three passes."""
+    places = torch.arange(count, device=values.device, dtype=values.dtype)
+    return (values.floor()[..., None] == places).to(values.dtype)
 
 
 def running_features(running: Tensor, elapsed: Tensor, scale: Scales) -> Tensor:

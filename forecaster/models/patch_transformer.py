@@ -34,6 +34,7 @@ from forecaster.models import normalise as n
 _UNITS = FEATURE_INDEX["units"]
 _MEDIAN = contract.QUANTILE_LEVELS.index(0.5)
 _MAX_LOG = 7.0  # e^7 times an item's scale is beyond any demand, and far from overflow
+_ALL = slice(None)
 
 
 class Resolution(NamedTuple):
@@ -121,15 +122,35 @@ class _Block(nn.Module):
         self.mlp_in = nn.Linear(width, 2 * width)
         self.mlp_out = nn.Linear(2 * width, width)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        batch, length, width = tokens.shape
-        heads = self.query_key_value(self.attention_norm(tokens)).view(batch, length, 3, self.heads, -1)
-        query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)
-        attended = F.scaled_dot_product_attention(query, key, value)
-        tokens = tokens + self.attention_out(attended.transpose(1, 2).reshape(batch, length, width))
+    def forward(self, tokens: Tensor, wanted: slice = _ALL) -> Tensor:
+        """What becomes of the tokens `wanted`, every token attended to: (B, token, width)."""
+        normed = self.attention_norm(tokens)
+        if wanted == _ALL:
+            query, key, value = self._heads(self.query_key_value(normed), 3)
+        else:  # a third of a block's work is for keys and values; the rest is for those who ask
+            width = tokens.shape[-1]
+            weight, bias = self.query_key_value.weight, self.query_key_value.bias
+            (query,) = self._heads(F.linear(normed[:, wanted], weight[:width], bias[:width]), 1)
+            key, value = self._heads(F.linear(normed, weight[width:], bias[width:]), 2)
+            tokens = tokens[:, wanted]
+        tokens = tokens + self.attention_out(_attend(query, key, value).transpose(1, 2).reshape(tokens.shape))
         hidden = F.gelu(self.mlp_in(self.mlp_norm(tokens)))
         out: Tensor = tokens + self.mlp_out(hidden)
         return out
+
+    def _heads(self, values: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """(B, token, parts * width) as `parts` of (B, head, token, width of a head)."""
+        batch, length, _ = values.shape
+        return values.view(batch, length, parts, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention of every token to every other. On a CPU two matrix products are faster than the fused kernel, which is
+    made for hundreds of tokens; for a GPU it is the other way round."""
+    if query.is_cuda:
+        return F.scaled_dot_product_attention(query, key, value)
+    weights = torch.softmax(query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1), dim=-1)
+    return weights @ value
 
 
 class _Tokens(nn.Module):
@@ -239,22 +260,23 @@ class PatchTransformer(PreTrainedModel):  # type: ignore[misc]
         length, steps = context.shape[1], known.shape[1] - context.shape[1]
         running, elapsed = torch.nan_to_num(running), torch.nan_to_num(elapsed_fraction).clamp(0, 1)
         scale = n.scales(context, running, elapsed, cut.half_life, cut.prior)
-        announced, clock = n.known_features(known, scale), n.clock_features(known)
+        announced, clock = n.known_features(known, scale), n.clock_features(known[:, length:])
         item = n.item_features(context, static[:, :1], scale)
         now = n.running_features(running, elapsed, scale)
         futures = -(-steps // cut.patch)
 
         past = n.past_features(context, available_fraction, announced[:, :length], scale)
         ahead = F.pad(announced[:, length:], (0, 0, 0, futures * cut.patch - steps))
-        patches = embed(past, ahead) + self.clock(clock[:, :: cut.patch])
+        patches = embed(past, ahead) + self.clock(n.clock_features(known[:, :: cut.patch]))
         item_token = self.item(torch.cat([item, now], dim=-1)) + embed.item_place + self._named(static)
         tokens = torch.cat([patches, item_token[:, None]], dim=1)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             tokens = block(tokens)
-        spread = embed.spread(self.norm(tokens[:, -futures - 1 : -1])).reshape(len(past), futures * cut.patch, -1)
+        tokens = self.blocks[-1](tokens, slice(-futures - 1, -1))  # of the future, since nothing else is read
+        spread = embed.spread(self.norm(tokens)).reshape(len(past), futures * cut.patch, -1)
 
         season = n.seasonal_features(context, cut.patch, cut.week, futures, scale)[:, :steps]
-        own = [announced[:, length:], clock[:, length:], season, item[:, None].expand(-1, steps, -1)]
+        own = [announced[:, length:], clock, season, item[:, None].expand(-1, steps, -1)]
         hidden = spread[:, :steps] + self.step_inputs(torch.cat(own, dim=-1))
         first = self.first_step(torch.cat([now, item], dim=-1))
         hidden = torch.cat([hidden[:, :1] + first[:, None], hidden[:, 1:]], dim=1)
