@@ -27,6 +27,7 @@ TORCH_SIDE = (
     "forecaster/fitting.py",
     "forecaster/loader.py",
     "forecaster/models/",
+    "forecaster/onnx_files.py",
     "forecaster/passes.py",
     "forecaster/predictor.py",
     "forecaster/run_folder.py",

@@ -18,6 +18,7 @@ bucket
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -194,6 +195,9 @@ class PatchTransformer(PreTrainedModel):  # type: ignore[misc]
                 f"{expected}: train them anew, or serve them with the release that made them"
             )
         super().__init__(config)
+        # Of the blocks' matrix products, where nine tenths of the work is. What they are added to, the features before
+        # and the heads after stay float32: a quantile is an exponential, which no eight bits are enough for.
+        self.product_type = torch.float32
         width, step_width, levels = config.width, config.step_width, len(contract.QUANTILE_LEVELS)
         windows = contract.WINDOWS
         self.tokens = nn.ModuleDict({freq: _Tokens(RESOLUTIONS[freq], windows[freq], config) for freq in config.freqs})
@@ -230,7 +234,21 @@ class PatchTransformer(PreTrainedModel):  # type: ignore[misc]
         freq: Tensor,
     ) -> Forecast:
         """Forecast of the items of one frequency; inputs as in contract.INPUTS with the item axis first."""
-        scaled = self.scaled(context, available_fraction, known, running, elapsed_fraction, static, freq)
+        name = self._one_freq(freq, context)
+        return self.of_freq(name, context, available_fraction, known, running, elapsed_fraction, static)
+
+    def of_freq(  # noqa: PLR0913 - the contract's tensors, by name
+        self,
+        name: str,
+        context: Tensor,
+        available_fraction: Tensor,
+        known: Tensor,
+        running: Tensor,
+        elapsed_fraction: Tensor,
+        static: Tensor,
+    ) -> Forecast:
+        """`forward` with the frequency known: no value of a tensor decides what is computed, so it can be a graph."""
+        scaled = self._scaled(name, context, available_fraction, known, running, elapsed_fraction, static)
         steps = known.shape[1] - context.shape[1]
         first = torch.ones(steps, device=known.device)
         first[1:] = 0
@@ -256,6 +274,18 @@ class PatchTransformer(PreTrainedModel):  # type: ignore[misc]
     ) -> Scaled:
         """Forecast in scales of the items, as `forward`."""
         name = self._one_freq(freq, context)
+        return self._scaled(name, context, available_fraction, known, running, elapsed_fraction, static)
+
+    def _scaled(  # noqa: PLR0913 - the contract's tensors, by name
+        self,
+        name: str,
+        context: Tensor,
+        available_fraction: Tensor,
+        known: Tensor,
+        running: Tensor,
+        elapsed_fraction: Tensor,
+        static: Tensor,
+    ) -> Scaled:
         cut, embed = RESOLUTIONS[name], cast(_Tokens, self.tokens[name])
         length, steps = context.shape[1], known.shape[1] - context.shape[1]
         running, elapsed = torch.nan_to_num(running), torch.nan_to_num(elapsed_fraction).clamp(0, 1)
@@ -270,10 +300,7 @@ class PatchTransformer(PreTrainedModel):  # type: ignore[misc]
         patches = embed(past, ahead) + self.clock(n.clock_features(known[:, :: cut.patch]))
         item_token = self.item(torch.cat([item, now], dim=-1)) + embed.item_place + self._named(static)
         tokens = torch.cat([patches, item_token[:, None]], dim=1)
-        for block in self.blocks[:-1]:
-            tokens = block(tokens)
-        tokens = self.blocks[-1](tokens, slice(-futures - 1, -1))  # of the future, since nothing else is read
-        spread = embed.spread(self.norm(tokens)).reshape(len(past), futures * cut.patch, -1)
+        spread = embed.spread(self.norm(self._attended(tokens, futures))).reshape(len(past), futures * cut.patch, -1)
 
         season = n.seasonal_features(context, cut.patch, cut.week, futures, scale)[:, :steps]
         own = [announced[:, length:], clock, season, item[:, None].expand(-1, steps, -1)]
@@ -297,6 +324,17 @@ class PatchTransformer(PreTrainedModel):  # type: ignore[misc]
             remainder,
             scale.typical / scale.units,
         )
+
+    def _attended(self, tokens: Tensor, futures: int) -> Tensor:
+        """The future's tokens after all blocks, float32: (B, futures, width)."""
+        products: AbstractContextManager[Any] = nullcontext()
+        if self.product_type != torch.float32:
+            products = torch.autocast(tokens.device.type, self.product_type, cache_enabled=False)
+        with products:
+            for block in self.blocks[:-1]:
+                tokens = block(tokens)
+            tokens = self.blocks[-1](tokens, slice(-futures - 1, -1))  # nothing else is read
+        return tokens.float()
 
     def _named(self, static: Tensor) -> Tensor:
         codes = torch.nan_to_num(static[:, 1:]).long().clamp(0, 1023)
