@@ -29,6 +29,8 @@ _COMMANDS = {
     "backfill": ("worker.backfill", "Fill features from tables of past events, before the first start."),
     "forecast": ("worker.forecast", "Forecast the series of a table or a recording, into a file."),
     "train": ("forecaster.train", "Train the served model."),
+    "export": ("worker.export", "Make a trained model a version that Triton serves."),
+    "model": ("worker.model", "List the served versions, and choose which one workers use."),
     "evaluate": ("forecaster.evaluate", "Score the model on days that it was not trained on."),
 }
 

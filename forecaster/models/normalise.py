@@ -204,7 +204,7 @@ def seasonal_features(context: Tensor, patch: int, week: int, futures: int, scal
 
     A patch is a week of days (`week` = 4 patches, a month) or a day of hours (`week` = 7 patches, the same weekday).
     """
-    batch = len(context)
+    batch = context.shape[0]
     units = context[:, :, _UNITS].reshape(batch, -1, patch)
     seen = torch.isfinite(units).to(units.dtype)
     values = torch.minimum(torch.nan_to_num(units), _CAP * scale.typical.clamp_min(1e-9)[:, :, None])

@@ -173,7 +173,7 @@ class _Tokens(nn.Module):
     def forward(self, past: Tensor, ahead: Tensor) -> Tensor:
         """Tokens of the patches, past then future, from channels: (B, L, PAST_WIDTH) and (B, S, KNOWN_WIDTH), S whole
         patches."""
-        batch, patches = len(past), len(self.past_place)
+        batch, patches = past.shape[0], len(self.past_place)  # not len(past): in a graph it is no number yet
         past_tokens = self.past(past.reshape(batch, patches, -1)) + self.past_place
         future_tokens = self.future(ahead.reshape(batch, -1, self.future.in_features))
         return torch.cat([past_tokens, future_tokens + self.future_place[: future_tokens.shape[1]]], dim=1)
@@ -258,7 +258,7 @@ class PatchTransformer(PreTrainedModel):  # type: ignore[misc]
         passed = torch.arange(1, steps + 1, device=known.device)
         quantiles = (scaled.quantiles.clamp_min(0) * scale[:, :, None]) * share[:, :, None]
         cumulative = scaled.cumulative_quantiles.clamp_min(0) * scale[:, :, None] * passed[:, None]
-        cumulative = torch.cat([quantiles[:, :1], cumulative[:, 1:]], dim=1).cummax(dim=1).values
+        cumulative = _running_max(torch.cat([quantiles[:, :1], cumulative[:, 1:]], dim=1))
         mean = torch.exp(scaled.log_mean) * scale * share
         return Forecast(quantiles + observed[:, :, None], mean + observed, cumulative)
 
@@ -300,7 +300,9 @@ class PatchTransformer(PreTrainedModel):  # type: ignore[misc]
         patches = embed(past, ahead) + self.clock(n.clock_features(known[:, :: cut.patch]))
         item_token = self.item(torch.cat([item, now], dim=-1)) + embed.item_place + self._named(static)
         tokens = torch.cat([patches, item_token[:, None]], dim=1)
-        spread = embed.spread(self.norm(self._attended(tokens, futures))).reshape(len(past), futures * cut.patch, -1)
+        spread = embed.spread(self.norm(self._attended(tokens, futures))).reshape(
+            past.shape[0], futures * cut.patch, -1
+        )
 
         season = n.seasonal_features(context, cut.patch, cut.week, futures, scale)[:, :steps]
         own = [announced[:, length:], clock, season, item[:, None].expand(-1, steps, -1)]
@@ -363,6 +365,16 @@ def _quantiles(raw: Tensor) -> Tensor:
     log = torch.cat([below, middle, above], dim=-1).clamp_max(_MAX_LOG)
     # e^x - 1 above 0, where demand is skewed; straight below, where all that counts is being below.
     return torch.where(log > 0, torch.expm1(log.clamp_min(0)), log)
+
+
+def _running_max(values: Tensor) -> Tensor:
+    """The greatest value up to each step: (B, S, quantile), none below 0."""
+    if not torch.compiler.is_exporting():
+        return values.cummax(dim=1).values
+    # ONNX has no such operation: every step beside all up to it.
+    steps = torch.arange(values.shape[1], device=values.device)
+    so_far = (steps[None, :] <= steps[:, None]).to(values.dtype)
+    return (values[:, None] * so_far[:, :, None]).amax(dim=2)
 
 
 def load(folder: Path) -> PatchTransformer:
