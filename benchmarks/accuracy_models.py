@@ -19,7 +19,8 @@ from forecaster.contract import MODEL_NAME, NO_COVARIATES
 from forecaster.dataset import Window
 from forecaster.fitting import Machine, Plan, Trainer
 from forecaster.models.gbm_training import GbmPlan, train
-from forecaster.models.patch_transformer import PatchTransformer, PatchTransformerConfig, load
+from forecaster.models.patch_layers import PatchTransformerConfig
+from forecaster.models.patch_transformer import PatchTransformer, load
 from forecaster.predictor import load_model
 from forecaster.rolling_origins import Contestants, Forecasts, Integers
 from forecaster.run_folder import RunFolder
@@ -109,6 +110,9 @@ def _trained(task: Task, name: str, folder: Path, begin: Callable[[], PatchTrans
         model = begin()
         covariates = model.config.covariates
         learnt, judged = _batches(task, covariates, 256)
+        if covariates != NO_COVARIATES:
+            inputs = learnt.draw(0).inputs
+            model.fit_covariates(torch.from_numpy(inputs.context), torch.from_numpy(inputs.known))
         trainer = Trainer(model, learnt, judged, plan, Machine(workers=1), run)
         outcome = trainer.fit()
         run.write_summary({"status": "finished", "minutes": outcome.minutes, "split": task.split})

@@ -21,6 +21,10 @@ of the old one are never added to. Everything reads well in redis-cli:
     {ns:p}:INC:changed                 set    while a snapshot is made: what has been written meanwhile
     {ns:p}:restoring                   hash   while a snapshot is restored: by whom, until when; see restore.lua
 
+One key is of the whole namespace:
+
+    {ns}:model_versions                hash   model name -> its version that workers are to ask Triton for
+
 No feature has a TTL: retention follows event time, and apply.lua drops what the caller says has left it.
 """
 
@@ -104,6 +108,11 @@ _decode_item = msgspec.json.Decoder(_ItemRow).decode
 _decode_product = msgspec.json.Decoder(ProductState).decode
 _decode_head = msgspec.json.Decoder(_HeadRow).decode
 _decode_summary = msgspec.json.Decoder(_SummaryRow).decode
+
+
+def model_versions_key(namespace: str) -> str:
+    """Versions chosen by `shelfcast model use`."""
+    return f"{{{namespace}}}:model_versions"
 
 
 class Keys:

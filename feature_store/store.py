@@ -32,6 +32,7 @@ from feature_store.layout import (
     LAYOUT_VERSION,
     MAX_KEYS,
     Keys,
+    model_versions_key,
     pack_hash,
     pack_item,
     pack_product,
@@ -137,6 +138,11 @@ class FeatureStore:
             findings += partition_findings(partition, meta, self._partition_count, may_be_filled=may_be_filled)
         return findings
 
+    async def ping(self) -> None:
+        """Raise one of REDIS_ERRORS when Redis does not answer; the methods below would wait for it."""
+        for server in (await self._calls.servers()).values():
+            await server.ping()
+
     async def refuse_unfit_server(self) -> None:
         """Wait for Redis if it is away, then raise StoreRefusedError when it must not be used; names each remedy."""
         findings = await self._calls.when_back(self.check_server)
@@ -147,6 +153,18 @@ class FeatureStore:
         """Positions as they stand, without claiming. Empty when the partition has none."""
         meta = await self._hash(Keys(self._namespace, partition).meta)
         return _numbers({name: value.decode() for name, value in meta.items()}, "position:")
+
+    async def wanted_version(self, model_name: str) -> str:
+        """The version of a model that workers are to use, "" when none was chosen."""
+        return (await self._hash(model_versions_key(self._namespace))).get(model_name, b"").decode()
+
+    async def want_version(self, model_name: str, version: str) -> None:
+        """Choose it, for all workers of the namespace; "" = none."""
+        key, redis = model_versions_key(self._namespace), self._calls.redis
+        if version:
+            await self._calls.when_back(lambda: redis.hset(key, model_name, version))
+        else:
+            await self._calls.when_back(lambda: redis.hdel(key, model_name))
 
     async def claim(self, partition: int) -> Claim:
         """Take the partition over: whoever held it is fenced from now on.

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from forecaster.contract import Covariates
 from forecaster.inputs import ModelInputs, ModelOutputs
+from forecaster.serving import Serving
 
 
 class DemandModel(Protocol):
@@ -32,10 +33,11 @@ class DemandModel(Protocol):
         """
 
 
-def load_model(folder: Path, *, threads: int = 1) -> DemandModel:
+def load_model(folder: Path, *, threads: int = 1, gpu: int = 0, serving: Serving | None = None) -> DemandModel:
     """The model of a folder, whatever its family, on a GPU if there is one and the family can use it.
 
-    `threads`: of one forecast; several processes that share the cores want 1 each.
+    `threads`: of one forecast; several processes that share the cores want 1 each. `gpu`: which, where there are any.
+    `serving`: instead of what the folder's config.json says, for families that heed it.
 
     Raises:
         OSError: the folder holds no model.
@@ -48,7 +50,7 @@ def load_model(folder: Path, *, threads: int = 1) -> DemandModel:
     if family == "shelfcast_patch_transformer":
         from forecaster.models.torch_model import TorchModel  # noqa: PLC0415
 
-        return TorchModel(folder, threads=threads)
+        return TorchModel(folder, threads=threads, gpu=gpu, serving=serving)
     if family == "shelfcast_gbm":
         from forecaster.models.gbm import load  # noqa: PLC0415
 

@@ -16,8 +16,10 @@ from feature_store.recording_files import RecordingError
 from forecaster import checkpoints
 from forecaster.batches import SourceError
 from forecaster.checkpoints import CheckpointError
+from forecaster.contract import NO_COVARIATES
 from forecaster.fitting import DivergedError, Machine, Outcome, Plan, Trainer
-from forecaster.models.patch_transformer import PatchTransformer, PatchTransformerConfig, load, parameter_count
+from forecaster.models.patch_layers import PatchTransformerConfig
+from forecaster.models.patch_transformer import PatchTransformer, load, parameter_count
 from forecaster.run_folder import RunFolder
 from forecaster.train_options import GBM, SHIPPED, resumed, shipped_model, stored_form, train_options
 from forecaster.train_sources import Named, named_sources
@@ -136,7 +138,11 @@ def _fresh(arguments: Mapping[str, Any], named: Named) -> PatchTransformer:
         past_covariates=covariates.past,
         known_covariates=covariates.known,
     )
-    return PatchTransformer(config)
+    model = PatchTransformer(config)
+    if covariates != NO_COVARIATES:
+        inputs = named.batches.draw(0).inputs
+        model.fit_covariates(torch.from_numpy(inputs.context), torch.from_numpy(inputs.known))
+    return model
 
 
 def _plan(arguments: Mapping[str, Any]) -> Plan:

@@ -47,6 +47,7 @@ from worker.transport import (
     BatchTransport,
     send_batch,
 )
+from worker.version_follower import EVERY_S, VersionFollower
 from worker.watchdog import KafkaAside, LastWords, Watchdog
 
 logger = logging.getLogger(__name__)
@@ -100,6 +101,11 @@ class Worker(Service):  # type: ignore[misc]
             tls=settings.triton_tls,
         )
         self._scheduler = Scheduler(self._forecast_rules())
+        # Not over a setting, and not in a replay, whose forecasts are those of its settings.
+        if not self._replaying and not settings.model_version:
+            follower = VersionFollower(self._store, self._client)
+            await follower.follow()
+            self._forecasting.append(asyncio.create_task(self._follow_forever(follower)))
         await self._check_model()
         consumer: BatchConsumer = self._app.consumer
         self._lanes = LaneKeeper(
@@ -235,6 +241,14 @@ class Worker(Service):  # type: ignore[misc]
         except Exception as error:
             logger.error("forecasting: %s", error)
             await self._app.crash(error)
+
+    async def _follow_forever(self, follower: VersionFollower) -> None:
+        try:
+            while not self.should_stop:
+                await self.sleep(EVERY_S)
+                await follower.follow()
+        except StoreClosedError:
+            return
 
     async def _infer(self, inputs: ModelInputs) -> ForecastReply:
         return await self._client.forecast(inputs, wait=self._replaying)

@@ -30,6 +30,8 @@ _COMMANDS = {
     "forecast": ("worker.forecast", "Forecast the series of a table or a recording, into a file."),
     "train": ("forecaster.train", "Train the served model."),
     "evaluate": ("forecaster.evaluate", "Score models and baselines on a shop's own past sales."),
+    "export": ("worker.export", "Make a trained model a version that Triton serves."),
+    "model": ("worker.model", "List the served versions, and choose which one workers use."),
 }
 
 

@@ -95,6 +95,56 @@ class ForecastClient:
                 "train and export it with this version of shelfcast, or run the version that it was made with"
             )
 
+    @property
+    def model_version(self) -> str:
+        """The version asked for; empty = the newest loaded."""
+        return self._model_version
+
+    def use(self, model_version: str) -> None:
+        """Ask for another version from the next request on; requests in flight end as they began."""
+        self._model_version = model_version
+
+    async def is_ready(self, model_version: str) -> bool:
+        """Whether Triton answers and serves that version now."""
+        try:
+            ready: bool = await self._client.is_model_ready(
+                self.model_name, model_version, client_timeout=self._timeout_s
+            )
+        except InferenceServerException:
+            return False
+        return ready
+
+    async def load(self, timeout_s: float) -> None:
+        """Have Triton load what is new in the model's folder. It may load the other versions anew, each beside the old
+        one, which goes on answering until then; for as long it needs the memory of both.
+
+        Raises:
+            ModelError: Triton can't, for the reason it gives, or takes no such orders.
+            ForecastUnavailableError: it does not answer.
+        """
+        try:
+            await self._client.load_model(self.model_name, client_timeout=timeout_s)
+        except InferenceServerException as error:
+            if "UNAVAILABLE" in str(error.status()) and "explicit" not in str(error.message()):
+                raise ForecastUnavailableError(f"Triton at {self._url}: {error.message()}") from error
+            raise ModelError(
+                f"Triton at {self._url} does not load {self.model_name!r} ({error.message()}); it takes such orders "
+                "only when started with --model-control-mode=explicit"
+            ) from error
+
+    async def versions(self) -> dict[str, str]:
+        """State by number of each version that Triton knows, `READY` when it is served; ascending.
+
+        Raises:
+            ForecastUnavailableError: Triton does not answer.
+        """
+        try:
+            index = await self._client.get_model_repository_index(client_timeout=self._timeout_s)
+        except InferenceServerException as error:
+            raise ForecastUnavailableError(f"Triton at {self._url} does not answer ({error.message()})") from error
+        own = {m.version: m.state or m.reason for m in index.models if m.name == self.model_name and m.version}
+        return dict(sorted(own.items(), key=lambda entry: int(entry[0])))
+
     async def forecast(self, inputs: ModelInputs, *, wait: bool = False) -> ForecastReply:
         """Forecast all items in one request.
 

@@ -16,6 +16,7 @@ from worker.errors import LocalStackError
 from worker.local_server import HOST, INSTALL_HINT, LocalServer, free_port, wheel_directory
 
 MODEL_REPOSITORY = Path(__file__).resolve().parent.parent / "triton_models"
+_ROOT = str(MODEL_REPOSITORY.parent)
 SUPPORTED_PYTHONS = ((3, 11), (3, 12))
 INFO_OR_TABLE = re.compile(r"\S+Z I |[|+]|$")  # of the log; it ends in screenfuls of both
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Triton and its models exchange tensors
@@ -67,6 +68,12 @@ class LocalTriton(LocalServer):
         with (self._backends / "python" / "triton_python_backend_utils.py").open("a") as module:
             entries = [str(Path(entry).absolute()) for entry in sys.path]
             module.write(f"\nimport sys\nsys.path += [e for e in {entries!r} if e not in sys.path]\n")
+            # Of two checkouts the one that this file is in, as here: before what is installed, not before the library.
+            module.write(
+                f"if {_ROOT!r} in sys.path:\n    sys.path.remove({_ROOT!r})\n"
+                "    first = [i for i, e in enumerate(sys.path) if e.endswith('-packages')] or [len(sys.path)]\n"
+                f"    sys.path.insert(first[0], {_ROOT!r})\n"
+            )
 
     def _command(self) -> list[str]:
         options = {

@@ -56,7 +56,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     triton_tls: Annotated[bool, Meta(description="TLS towards Triton")] = False
     triton_timeout_s: Annotated[float, Meta(gt=0, description="seconds one request may take, tries included")] = 5.0
     model_name: Annotated[str, Meta(description="Triton model that forecasts")] = "demand_forecaster"
-    model_version: Annotated[str, Meta(description="its version; empty = the newest loaded")] = ""
+    model_version: Annotated[
+        str, Meta(description="its version; empty = the one chosen by `shelfcast model use`, else the newest loaded")
+    ] = ""
 
     namespace: Annotated[
         str,

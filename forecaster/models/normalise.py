@@ -252,7 +252,7 @@ def seasonal_features(context: Tensor, cut: Resolution, steps: int, scale: Scale
     the last so many buckets that lie a multiple of the spacing before the step, as a log of the scale, and whether any
     was seen; then the same bucket of last year with its neighbours, and what the month before that was like."""
     units = context[:, :, _UNITS]
-    batch, length = units.shape
+    batch, length = units.shape[0], units.shape[1]
     values = torch.minimum(torch.nan_to_num(units), _CAP * scale.typical.clamp_min(1e-9))
     seen = torch.isfinite(units).to(units.dtype)
     steps_from_0 = torch.arange(steps, device=units.device)

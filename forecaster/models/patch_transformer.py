@@ -1,23 +1,22 @@
 """The demand forecaster: a small transformer over patches of the past and of the future asked for.
 
-A patch is a week of days or a day of hours, counted back from the running bucket, so that the k-th bucket of every
-patch has the same weekday or hour as step k. Tokens are the past patches, the future patches (with what is known
-ahead of them) and one for the item and its running bucket; every token attends to every other; each future token
-then spreads over its steps, where the step's own calendar and seasonal past join in.
+A patch is two weeks of days, a day of hours or four weeks, counted back from the running bucket, so that the k-th
+bucket of every patch has the same weekday or hour as step k. Tokens are the past patches, the future patches (with what
+is known ahead of them) and one for the item and its running bucket; every token attends to every other; each future
+token then spreads over its steps, where the step's own calendar and seasonal past join in.
 
 What holds by construction, not by training:
 
 * quantiles do not cross: they are running sums of positive increments around the median, put through increasing
-functions;
+  functions;
 * the first step's quantiles are `running` units plus a remainder of at least 0, and the remainder vanishes as the
-bucket
-  ends; quantiles may be exactly 0;
+  bucket ends; quantiles may be exactly 0, and are whole where an item sells whole units;
 * cumulative quantiles never fall from step to step, and the first is the remainder of the running bucket.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -25,58 +24,23 @@ import torch
 from safetensors.torch import load_model
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from feature_store.features import FEATURE_INDEX
 from feature_store.known_future import KNOWN_CHANNELS
 from forecaster import contract
 from forecaster.models import normalise as n
-from forecaster.models.normalise import RESOLUTIONS, Resolution
+from forecaster.models.normalise import RESOLUTIONS
+from forecaster.models.patch_layers import Block, PatchTransformerConfig, Tokens
 
 _UNITS = FEATURE_INDEX["units"]
 _MEDIAN = contract.QUANTILE_LEVELS.index(0.5)
-_ALL = slice(None)
 _MAX_LOG = 7.0  # e^7 times an item's scale is beyond any demand, and far from overflow
-
-
 _FREQ_BY_CODE = {contract.FREQ_CODES[freq]: freq for freq in RESOLUTIONS}
 
 
 class FeaturesMismatchError(ValueError):
     """The weights were trained on other features than this code computes."""
-
-
-class PatchTransformerConfig(PretrainedConfig):  # type: ignore[misc]
-    """Sizes of the network, and the features it was trained on."""
-
-    model_type = "shelfcast_patch_transformer"
-
-    def __init__(  # noqa: PLR0913 - what config.json holds, by name
-        self,
-        width: int = 128,
-        layers: int = 3,
-        heads: int = 4,
-        step_width: int = 64,
-        freqs: Sequence[str] = ("1h", "1d"),
-        past_covariates: Sequence[str] = (),
-        known_covariates: Sequence[str] = (),
-        features_hash: str = "",
-        **kwargs: Any,
-    ) -> None:
-        self.freqs = list(freqs)
-        self.past_covariates = list(past_covariates)
-        self.known_covariates = list(known_covariates)
-        self.width = width
-        self.layers = layers
-        self.heads = heads
-        self.step_width = step_width
-        self.features_hash = features_hash or contract.features_hash(self.covariates)
-        super().__init__(**kwargs)
-
-    @property
-    def covariates(self) -> contract.Covariates:
-        """Channels beyond the worker's own."""
-        return contract.Covariates(tuple(self.past_covariates), tuple(self.known_covariates))
 
 
 class Forecast(NamedTuple):
@@ -100,75 +64,6 @@ class Scaled(NamedTuple):
     error: Tensor  # (B, 1): the seasonal naive's mean absolute error, in scales; 0 = not known
 
 
-class _Block(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.attention_norm = nn.LayerNorm(width)
-        self.query_key_value = nn.Linear(width, 3 * width)
-        self.attention_out = nn.Linear(width, width)
-        self.mlp_norm = nn.LayerNorm(width)
-        self.mlp_in = nn.Linear(width, 2 * width)
-        self.mlp_out = nn.Linear(2 * width, width)
-
-    def forward(self, tokens: Tensor, wanted: slice = _ALL) -> Tensor:
-        """What becomes of the tokens `wanted`, every token attended to: (B, token, width)."""
-        normed = self.attention_norm(tokens)
-        if wanted == _ALL:
-            query, key, value = self._heads(self.query_key_value(normed), 3)
-        else:  # a third of a block's work is for keys and values; the rest is for those who ask
-            width = tokens.shape[-1]
-            weight, bias = self.query_key_value.weight, self.query_key_value.bias
-            (query,) = self._heads(F.linear(normed[:, wanted], weight[:width], bias[:width]), 1)
-            key, value = self._heads(F.linear(normed, weight[width:], bias[width:]), 2)
-            tokens = tokens[:, wanted]
-        tokens = tokens + self.attention_out(_attend(query, key, value).transpose(1, 2).reshape(tokens.shape))
-        hidden = F.gelu(self.mlp_in(self.mlp_norm(tokens)))
-        out: Tensor = tokens + self.mlp_out(hidden)
-        return out
-
-    def _heads(self, values: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """(B, token, parts * width) as `parts` of (B, head, token, width of a head)."""
-        batch, length, _ = values.shape
-        return values.view(batch, length, parts, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention of every token to every other. On a CPU two matrix products are faster than the fused kernel, which is
-    made for hundreds of tokens; for a GPU it is the other way round."""
-    if query.is_cuda:
-        return F.scaled_dot_product_attention(query, key, value)
-    weights = torch.softmax(query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1), dim=-1)
-    return weights @ value
-
-
-class _Tokens(nn.Module):
-    """Embeds patches of one frequency, and spreads future tokens over their steps."""
-
-    def __init__(self, resolution: Resolution, window: contract.Window, config: PatchTransformerConfig) -> None:
-        super().__init__()
-        patch, width = resolution.patch, config.width
-        patches = window.context_length // patch
-        past_more, known_more = len(config.past_covariates), len(config.known_covariates)
-        self.past = nn.Linear(patch * (n.PAST_WIDTH + 2 * (past_more + known_more)), width)
-        self.future = nn.Linear(patch * (n.KNOWN_WIDTH + 2 * known_more), width)
-        self.past_place = nn.Parameter(torch.randn(patches, width) * 0.02)
-        futures = max(-(-window.max_prediction_length // patch), 4)
-        self.future_place = nn.Parameter(torch.randn(futures, width) * 0.02)
-        self.item_place = nn.Parameter(torch.randn(1, width) * 0.02)
-        self.spread = nn.Linear(width, patch * config.step_width)
-        own = n.KNOWN_WIDTH + 2 * known_more + n.CLOCK_WIDTH + n.season_width(resolution) + n.ITEM_WIDTH
-        self.step_inputs = nn.Linear(own, config.step_width)
-
-    def forward(self, past: Tensor, ahead: Tensor) -> Tensor:
-        """Tokens of the patches, past then future, from channels: (B, L, PAST_WIDTH) and (B, S, KNOWN_WIDTH), S whole
-        patches."""
-        batch, patches = len(past), len(self.past_place)
-        past_tokens = self.past(past.reshape(batch, patches, -1)) + self.past_place
-        future_tokens = self.future(ahead.reshape(batch, -1, self.future.in_features))
-        return torch.cat([past_tokens, future_tokens + self.future_place[: future_tokens.shape[1]]], dim=1)
-
-
 class PatchTransformer(PreTrainedModel):  # type: ignore[misc]
     """See the module. `forward` returns the contract's outputs, `scaled` what training needs."""
 
@@ -185,16 +80,19 @@ class PatchTransformer(PreTrainedModel):  # type: ignore[misc]
                 f"{expected}: train them anew, or serve them with the release that made them"
             )
         super().__init__(config)
+        # Of the blocks' matrix products, where nine tenths of the work is. What they are added to, the features before
+        # and the heads after stay float32: a quantile is an exponential, which no eight bits are enough for.
+        self.product_type = torch.float32
         width, step_width, levels = config.width, config.step_width, len(contract.QUANTILE_LEVELS)
         windows = contract.WINDOWS
-        self.tokens = nn.ModuleDict({freq: _Tokens(RESOLUTIONS[freq], windows[freq], config) for freq in config.freqs})
+        self.tokens = nn.ModuleDict({freq: Tokens(RESOLUTIONS[freq], windows[freq], config) for freq in config.freqs})
         self.clock = nn.Linear(n.CLOCK_WIDTH, width)
         # One embedding a code. They begin at zero, and stay there for weights whose training data names no
         # categories, so that a code that was never learnt says nothing.
         self.category = nn.Embedding(1024, width)
         self.brand = nn.Embedding(1024, width)
         self.item = nn.Linear(n.ITEM_WIDTH + n.RUNNING_WIDTH, width)
-        self.blocks = nn.ModuleList([_Block(width, config.heads) for _ in range(config.layers)])
+        self.blocks = nn.ModuleList([Block(width, config.heads) for _ in range(config.layers)])
         self.norm = nn.LayerNorm(width)
         self.first_step = nn.Linear(n.RUNNING_WIDTH + n.ITEM_WIDTH, step_width)
         self.step_hidden = nn.Linear(step_width, 2 * step_width)
@@ -223,7 +121,21 @@ class PatchTransformer(PreTrainedModel):  # type: ignore[misc]
         freq: Tensor,
     ) -> Forecast:
         """Forecast of the items of one frequency; inputs as in contract.INPUTS with the item axis first."""
-        scaled = self.scaled(context, available_fraction, known, running, elapsed_fraction, static, freq)
+        name = self._one_freq(freq, context)
+        return self.of_freq(name, context, available_fraction, known, running, elapsed_fraction, static)
+
+    def of_freq(  # noqa: PLR0913 - the contract's tensors, by name
+        self,
+        name: str,
+        context: Tensor,
+        available_fraction: Tensor,
+        known: Tensor,
+        running: Tensor,
+        elapsed_fraction: Tensor,
+        static: Tensor,
+    ) -> Forecast:
+        """`forward` with the frequency known: no value of a tensor decides what is computed, so it can be a graph."""
+        scaled = self._scaled(name, context, available_fraction, known, running, elapsed_fraction, static)
         steps = known.shape[1] - context.shape[1]
         first = torch.ones(steps, device=known.device)
         first[1:] = 0
@@ -234,7 +146,7 @@ class PatchTransformer(PreTrainedModel):  # type: ignore[misc]
         whole = _sells_whole_units(context, running)
         quantiles = _rounded((scaled.quantiles.clamp_min(0) * scale[:, :, None]) * share[:, :, None], whole)
         cumulative = _rounded(scaled.cumulative_quantiles.clamp_min(0) * scale[:, :, None] * passed[:, None], whole)
-        cumulative = torch.cat([quantiles[:, :1], cumulative[:, 1:]], dim=1).cummax(dim=1).values
+        cumulative = _running_max(torch.cat([quantiles[:, :1], cumulative[:, 1:]], dim=1))
         mean = torch.exp(scaled.log_mean) * scale * share
         return Forecast(quantiles + observed[:, :, None], mean + observed, cumulative)
 
@@ -250,7 +162,19 @@ class PatchTransformer(PreTrainedModel):  # type: ignore[misc]
     ) -> Scaled:
         """Forecast in scales of the items, as `forward`."""
         name = self._one_freq(freq, context)
-        cut, embed = RESOLUTIONS[name], cast(_Tokens, self.tokens[name])
+        return self._scaled(name, context, available_fraction, known, running, elapsed_fraction, static)
+
+    def _scaled(  # noqa: PLR0913 - the contract's tensors, by name
+        self,
+        name: str,
+        context: Tensor,
+        available_fraction: Tensor,
+        known: Tensor,
+        running: Tensor,
+        elapsed_fraction: Tensor,
+        static: Tensor,
+    ) -> Scaled:
+        cut, embed = RESOLUTIONS[name], cast(Tokens, self.tokens[name])
         length, steps = context.shape[1], known.shape[1] - context.shape[1]
         running, elapsed = torch.nan_to_num(running), torch.nan_to_num(elapsed_fraction).clamp(0, 1)
         scale = n.scales(context, known[:, :length, 0], running, elapsed, cut)
@@ -266,10 +190,9 @@ class PatchTransformer(PreTrainedModel):  # type: ignore[misc]
         patches = embed(past, ahead) + self.clock(n.clock_features(known[:, :: cut.patch]))
         item_token = self.item(torch.cat([item, now], dim=-1)) + embed.item_place + self._named(static)
         tokens = torch.cat([patches, item_token[:, None]], dim=1)
-        for block in self.blocks[:-1]:
-            tokens = block(tokens)
-        tokens = self.blocks[-1](tokens, slice(-futures - 1, -1))  # of the future, since nothing else is read
-        spread = embed.spread(self.norm(tokens)).reshape(len(past), futures * cut.patch, -1)
+        spread = embed.spread(self.norm(self._attended(tokens, futures))).reshape(
+            past.shape[0], futures * cut.patch, -1
+        )
 
         season = n.seasonal_features(context, cut, steps, scale)
         own = [announced[:, length:], clock, season, item[:, None].expand(-1, steps, -1)]
@@ -292,6 +215,17 @@ class PatchTransformer(PreTrainedModel):  # type: ignore[misc]
             scale.typical / scale.units,
             scale.error / scale.units,
         )
+
+    def _attended(self, tokens: Tensor, futures: int) -> Tensor:
+        """The future's tokens after all blocks, float32: (B, futures, width)."""
+        products: AbstractContextManager[Any] = nullcontext()
+        if self.product_type != torch.float32:
+            products = torch.autocast(tokens.device.type, self.product_type, cache_enabled=False)
+        with products:
+            for block in self.blocks[:-1]:
+                tokens = block(tokens)
+            tokens = self.blocks[-1](tokens, slice(-futures - 1, -1))  # nothing else is read
+        return tokens.float()
 
     def _log_mean(self, hidden: Tensor, quantiles: Tensor) -> Tensor:
         """Log of the mean: of the quantiles' own, and what the network puts beside it. Nothing of it reaches what the
@@ -360,6 +294,16 @@ def _quantiles(raw: Tensor) -> Tensor:
     log = torch.cat([below, middle, above], dim=-1).clamp_max(_MAX_LOG)
     # e^x - 1 above 0, where demand is skewed; straight below, where all that counts is being below.
     return torch.where(log > 0, torch.expm1(log.clamp_min(0)), log)
+
+
+def _running_max(values: Tensor) -> Tensor:
+    """The greatest value up to each step: (B, S, quantile), none below 0."""
+    if not torch.compiler.is_exporting():
+        return values.cummax(dim=1).values
+    # ONNX has no such operation: every step beside all up to it.
+    steps = torch.arange(values.shape[1], device=values.device)
+    so_far = (steps[None, :] <= steps[:, None]).to(values.dtype)
+    return (values[:, None] * so_far[:, :, None]).amax(dim=2)
 
 
 def load(folder: Path) -> PatchTransformer:

@@ -5,42 +5,15 @@ import functools
 import numpy as np
 
 from feature_store.calendar_time import ShopCalendar
-from feature_store.known_future import KNOWN_CHANNELS, Span, known_channels
-from forecaster.contract import FREQ_CODES, PAST_CHANNELS, STATIC_CHANNELS, WINDOWS
 from forecaster.dataset import History
 from forecaster.inputs import ModelInputs
+from forecaster.probes import random_inputs
 from forecaster.series import SeriesTable
 from forecaster.synthetic import Shop, generate
 
+__all__ = ["ZONE", "random_inputs", "small_history", "small_shop", "small_table", "take"]
+
 ZONE = "Europe/London"
-
-
-def random_inputs(freq: str, items: int, seed: int, steps: int | None = None) -> ModelInputs:
-    """Demand from dead to wild, pasts from none to full, any elapsed fraction, with and without an announced price."""
-    rng = np.random.default_rng(seed)
-    window = WINDOWS[freq]
-    length, steps = window.context_length, steps or window.max_prediction_length
-    rate = np.exp(rng.normal(0, 3, size=(items, 1, 1)))
-    context = rng.poisson(rate, size=(items, length, len(PAST_CHANNELS))).astype(np.float32)
-    context *= rng.random((items, length, 1)) < rng.random((items, 1, 1))
-    unseen = np.where(rng.random(items) < 0.3, length, rng.integers(0, length, items))
-    context[np.arange(length) < unseen[:, None]] = np.nan
-    span = Span(20_000 if freq == "1d" else 480_000, ZONE)
-    known = known_channels(freq, [span] * items, length + steps, [[]] * items)
-    known[: items // 2, :, KNOWN_CHANNELS.index("unit_price")] = 3.5
-    available = known[:, :length, KNOWN_CHANNELS.index("open")].copy()
-    available[np.isnan(context[:, :, 0])] = np.nan
-    static = np.full((items, len(STATIC_CHANNELS)), 7, dtype=np.float32)
-    static[::3, 0] = np.nan
-    return ModelInputs(
-        context,
-        available,
-        known,
-        rng.poisson(rate[:, 0], size=(items, len(PAST_CHANNELS))).astype(np.float32),
-        rng.random((items, 1)).astype(np.float32),
-        static,
-        np.full((items, 1), FREQ_CODES[freq], dtype=np.int32),
-    )
 
 
 def take(inputs: ModelInputs, rows: list[int]) -> ModelInputs:

@@ -19,7 +19,8 @@ from forecaster.checkpoints import CheckpointError
 from forecaster.contract import features_hash
 from forecaster.dataset import Window
 from forecaster.fitting import DivergedError, Machine, Outcome, Plan, Trainer, mean_score, schedule, validation_losses
-from forecaster.models.patch_transformer import PatchTransformer, PatchTransformerConfig
+from forecaster.models.patch_layers import PatchTransformerConfig
+from forecaster.models.patch_transformer import PatchTransformer
 from forecaster.predictor import load_model
 from forecaster.run_folder import RunFolder
 from forecaster.sources import Source

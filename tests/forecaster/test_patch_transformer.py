@@ -11,13 +11,8 @@ from feature_store.features import FEATURE_INDEX
 from forecaster import contract
 from forecaster.inputs import ModelInputs, ModelOutputs, check
 from forecaster.models.normalise import RESOLUTIONS
-from forecaster.models.patch_transformer import (
-    FeaturesMismatchError,
-    PatchTransformer,
-    PatchTransformerConfig,
-    load,
-    parameter_count,
-)
+from forecaster.models.patch_layers import PatchTransformerConfig
+from forecaster.models.patch_transformer import FeaturesMismatchError, PatchTransformer, load, parameter_count
 from forecaster.passes import forecast
 from tests.forecaster.builders import random_inputs, take
 

@@ -26,7 +26,8 @@ from forecaster import train
 from forecaster.batches import Batches, fixed_windows
 from forecaster.dataset import History
 from forecaster.fitting import Machine, Plan, Trainer, mean_score, validation_losses
-from forecaster.models.patch_transformer import PatchTransformer, PatchTransformerConfig
+from forecaster.models.patch_layers import PatchTransformerConfig
+from forecaster.models.patch_transformer import PatchTransformer
 from forecaster.recorded import recorded_events, split_by_zone
 from forecaster.sources import HistorySource
 from forecaster.training_data import recorded_data

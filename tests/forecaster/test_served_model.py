@@ -11,8 +11,7 @@ from tritonclient.utils import InferenceServerException
 
 from forecaster import contract
 from forecaster.inputs import ModelInputs, ModelOutputs
-from forecaster.models.patch_transformer import load
-from forecaster.passes import forecast
+from forecaster.predictor import load_model
 from tests.forecaster.builders import random_inputs
 from worker.local_triton import LocalTriton
 
@@ -39,7 +38,7 @@ def ask(triton_server: LocalTriton) -> Ask:
 @pytest.mark.parametrize("freq", ["1h", "1d"])
 def test_triton_gives_the_very_forecasts_of_the_weights(ask: Ask, freq: str) -> None:
     inputs = random_inputs(freq, 100, 3)
-    direct = forecast(load(SHIPPED), inputs)
+    direct = load_model(SHIPPED).forecast(inputs)
     assert all(np.array_equal(a, b) for a, b in zip(ask(inputs), direct, strict=True))
 
 

@@ -24,7 +24,8 @@ from forecaster.dataset import Window
 from forecaster.fitting import Losses
 from forecaster.loader import tensors_of
 from forecaster.models.loss import loss, pinball
-from forecaster.models.patch_transformer import PatchTransformer, PatchTransformerConfig, Scaled, load
+from forecaster.models.patch_layers import PatchTransformerConfig
+from forecaster.models.patch_transformer import PatchTransformer, Scaled, load
 from forecaster.predictor import load_model
 from forecaster.run_folder import RunFolder, save_model
 from tests.forecaster.builders import ZONE, random_inputs, small_table

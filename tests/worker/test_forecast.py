@@ -20,7 +20,8 @@ from forecaster.contract import MODEL_NAME, QUANTILE_LEVELS, WINDOWS, Covariates
 from forecaster.inputs import ModelOutputs
 from forecaster.models.gbm import GbmModel
 from forecaster.models.gbm_training import GbmPlan, train
-from forecaster.models.patch_transformer import PatchTransformer, PatchTransformerConfig
+from forecaster.models.patch_layers import PatchTransformerConfig
+from forecaster.models.patch_transformer import PatchTransformer
 from forecaster.predictor import load_model
 from forecaster.recorded_series import counted_series
 from forecaster.series import SeriesTable

@@ -3,29 +3,24 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 import triton_python_backend_utils as pb_utils
 
 from forecaster import contract
 from forecaster.inputs import ModelInputs, ModelOutputs, check
-from forecaster.models.patch_transformer import RESOLUTIONS, load
-from forecaster.passes import forecast
-
-# A pass of 64 rows is too little work for more; Triton scales by instances. OMP_NUM_THREADS may say fewer.
-MAX_THREADS = 4
+from forecaster.predictor import load_model
+from forecaster.probes import blank_inputs
 
 
 class TritonPythonModel:
-    """One instance: the weights beside this file, on a GPU if there is one."""
+    """One instance: the model beside this file, of any family, on a GPU if there is one. On a CPU an instance has one
+    thread: Triton scales by instances."""
 
     def initialize(self, args):
-        """Load, move and warm the model. A failure here is Triton's reason for not serving it."""
-        torch.set_num_threads(min(torch.get_num_threads(), MAX_THREADS))
-        weights = Path(args["model_repository"]) / args["model_version"]
-        device = f"cuda:{args['model_instance_device_id']}" if torch.cuda.is_available() else "cpu"
-        self.model = load(weights).to(device)
-        for freq in RESOLUTIONS:
-            forecast(self.model, _nothing_known(freq))
+        """Load and warm the model. A failure here is Triton's reason for not serving it."""
+        folder = Path(args["model_repository"]) / args["model_version"]
+        self.model = load_model(folder, gpu=int(args["model_instance_device_id"]))
+        for freq in self.model.freqs:
+            self.model.forecast(blank_inputs(freq, self.model.covariates))
 
     def execute(self, requests):
         """Forecast all requests in as few passes as their frequencies and lengths allow. A bad request gets an error of
@@ -35,7 +30,7 @@ class TritonPythonModel:
         for place, request in enumerate(requests):
             try:
                 inputs = _read(request)
-                check(inputs)
+                check(inputs, self.model.covariates)
             except ValueError as error:
                 responses[place] = _error(error)
                 continue
@@ -44,8 +39,8 @@ class TritonPythonModel:
         for group in groups.values():
             together = ModelInputs(*(np.concatenate(parts) for parts in zip(*(i for _, i in group), strict=True)))
             try:
-                outputs = forecast(self.model, together)
-            except RuntimeError as error:  # what torch raises, out of memory included
+                outputs = self.model.forecast(together)
+            except (RuntimeError, ValueError) as error:  # what torch raises, out of memory included; a freq not learnt
                 for place, _ in group:
                     responses[place] = _error(error)
                 continue
@@ -80,21 +75,3 @@ def _response(outputs):
 
 def _error(error):
     return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(str(error)))
-
-
-def _nothing_known(freq):
-    """One row of `freq` with an empty past and a bland calendar."""
-    window = contract.WINDOWS[freq]
-    sizes = {
-        "context": (window.context_length,),
-        "available_fraction": (window.context_length,),
-        "known": (window.context_length + window.max_prediction_length,),
-    }
-    arrays = []
-    for tensor in contract.INPUTS:
-        shape = (1, *sizes.get(tensor.name, ()), *(size for size in tensor.dims if size != -1))
-        arrays.append(np.zeros(shape, dtype=np.int32 if tensor.triton_type == "TYPE_INT32" else np.float32))
-    inputs = ModelInputs(*arrays)
-    inputs.context.fill(np.nan)
-    inputs.freq.fill(contract.FREQ_CODES[freq])
-    return inputs

@@ -1,0 +1,119 @@
+"""`shelfcast model`: which versions Triton serves, and which one workers use."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from feature_store.store import REDIS_ERRORS, FeatureStore
+from forecaster.probes import blank_inputs
+from worker.errors import ModelError, ShelfcastError
+from worker.forecast_client import ForecastClient
+from worker.settings import Settings, load_settings
+
+_LOAD_TIMEOUT_S = 600.0
+_Result = TypeVar("_Result")
+
+
+@click.group("model")
+def command() -> None:
+    """List the versions of the model that Triton serves, and choose which one workers use."""
+
+
+@command.command("list")
+def list_command() -> None:
+    """List the versions that Triton knows, and say which one workers use."""
+    settings = load_settings(os.environ)
+
+    async def look(store: FeatureStore, client: ForecastClient) -> tuple[dict[str, str], str]:
+        return await client.versions(), await store.wanted_version(settings.model_name)
+
+    found, wanted = asyncio.run(_with_servers(settings, look))
+    ready = [version for version, state in found.items() if state == "READY"]
+    used = settings.model_version or wanted or (ready[-1] if ready else "")
+    table = Table(title=f"{settings.model_name} at {settings.triton_url}", title_justify="left")
+    for column in ("version", "state", "workers"):
+        table.add_column(column)
+    for version, state in found.items():
+        table.add_row(version, state, "use it" if version == used else "")
+    Console().print(table)
+    click.echo(_why(settings, wanted))
+    if used and used not in ready:
+        raise ModelError(f"version {used} is not served: load it, or `shelfcast model use` another")
+
+
+def _why(settings: Settings, wanted: str) -> str:
+    if settings.model_version:
+        return f"SHELFCAST_MODEL_VERSION={settings.model_version} here; a worker's own setting goes before the choice"
+    if wanted:
+        return f"chosen by `shelfcast model use {wanted}` for namespace {settings.namespace!r}"
+    return "none was chosen: workers use the newest that is served"
+
+
+@command.command("use")
+@click.argument("version")
+@click.option("--load", is_flag=True, help="Have Triton load what is new in its repository first.")
+def use_command(version: str, load: bool) -> None:
+    """Have all running workers of the namespace use VERSION, within seconds and without a gap. `newest` = whichever is
+    the newest that Triton serves."""
+    settings = load_settings(os.environ)
+
+    async def use(store: FeatureStore, client: ForecastClient) -> None:
+        await choose(store, client, settings, version, load=load)
+
+    asyncio.run(_with_servers(settings, use))
+    click.echo(f"workers of namespace {settings.namespace!r} take version {version} of {settings.model_name} over now")
+
+
+async def choose(
+    store: FeatureStore, client: ForecastClient, settings: Settings, version: str, *, load: bool = False
+) -> None:
+    """Choose a version for the namespace, once it has been seen to forecast what its workers ask for.
+
+    Raises:
+        ModelError: it is not served, or made for other features; the choice is as it was.
+        ForecastUnavailableError: Triton does not answer.
+    """
+    if load:
+        await client.load(_LOAD_TIMEOUT_S)
+    if version == "newest":
+        await store.want_version(settings.model_name, "")
+        return
+    known = await client.versions()
+    if known.get(version) != "READY":
+        served = ", ".join(v for v, state in known.items() if state == "READY") or "none"
+        raise ModelError(
+            f"Triton at {settings.triton_url} does not serve version {version} of {settings.model_name} (served: "
+            f"{served}): `shelfcast export` makes one, `shelfcast model use {version} --load` has it loaded"
+        )
+    client.use(version)
+    await client.check_model()
+    for freq in settings.forecast_freqs:  # a version may know fewer frequencies than these workers forecast
+        await client.forecast(blank_inputs(freq))
+    await store.want_version(settings.model_name, version)
+
+
+async def _with_servers(
+    settings: Settings, call: Callable[[FeatureStore, ForecastClient], Awaitable[_Result]]
+) -> _Result:
+    client = ForecastClient(
+        settings.triton_url,
+        model_name=settings.model_name,
+        timeout_s=settings.triton_timeout_s,
+        tls=settings.triton_tls,
+    )
+    store = FeatureStore(**settings.store_options())
+    try:
+        await store.ping()
+        return await call(store, client)
+    except REDIS_ERRORS as error:
+        raise ShelfcastError(f"Redis does not answer ({error}): check SHELFCAST_REDIS_URL") from error
+    finally:
+        await store.close()
+        await client.close()
