@@ -41,7 +41,7 @@ def write_onnx(weights: Path, file: Path) -> list[Path]:
         target = file.with_name(f"{file.stem}.{freq}{file.suffix or '.onnx'}")
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporter, about its own parts
-            program = torch.onnx.export(
+            program: Any = torch.onnx.export(
                 OneFreq(model, freq).eval(),
                 tuple(torch.from_numpy(np.ascontiguousarray(getattr(inputs, name))) for name in names),
                 input_names=names,

@@ -3,6 +3,8 @@ other."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from feature_store.known_future import KNOWN_CHANNELS, Span, known_channels
@@ -30,7 +32,7 @@ def blank_inputs(freq: str, covariates: Covariates = NO_COVARIATES) -> ModelInpu
         "available_fraction": (window.context_length,),
         "known": (window.context_length + window.max_prediction_length,),
     }
-    arrays = []
+    arrays: list[Any] = []
     for tensor in input_tensors(covariates):
         shape = (1, *sizes.get(tensor.name, ()), *(size for size in tensor.dims if size != -1))
         arrays.append(np.zeros(shape, dtype=np.int32 if tensor.triton_type == "TYPE_INT32" else np.float32))

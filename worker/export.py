@@ -52,11 +52,11 @@ def command(  # noqa: PLR0913 - one parameter an option
     The version is written, loaded, warmed, and its forecasts of random inputs compared with those of the plain model
     before it gets its place. Running workers do not use it before `shelfcast model use` says so.
     """
-    exporter = importlib.import_module(_EXPORT)
     if version != "next" and not (version.isdecimal() and int(version)):
         raise click.UsageError(f"--version {version}: a number from 1 on, or next")
     number = None if version == "next" else int(version)
     try:
+        exporter = importlib.import_module(_EXPORT)
         made = exporter.export_folder(model, repository, number, Serving(precision, compile_), replace=replace)
         click.echo(f"{made.folder}: version {made.version}, {made.difference:.1e} of the forecasts' sum off torch's")
         for file in importlib.import_module(_ONNX).write_onnx(model, onnx) if onnx else ():
@@ -70,6 +70,8 @@ def command(  # noqa: PLR0913 - one parameter an option
                     f"than {tolerance:g}: do not use it; is the Triton at {triton_url} of this release?"
                 )
             click.echo(f"loaded by Triton at {triton_url}, {found:.1e} off torch's; workers take it by:")
+    except ModuleNotFoundError as error:
+        raise click.ClickException(f"this needs {error.name}: pip install 'shelfcast[train]'") from error
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"shelfcast model use {made.version}")
@@ -88,6 +90,7 @@ async def _check_through_triton(url: str, made: Any, exporter: Any) -> float:
         if here.covariates != NO_COVARIATES:
             return 0.0  # the worker's client sends no covariates; that it has loaded has warmed it
         found = [(await client.forecast(inputs)).outputs for inputs in exporter.probes(here)]
-        return max(exporter.difference(a, here.forecast(b)) for a, b in zip(found, exporter.probes(here), strict=True))
+        pairs = zip(found, exporter.probes(here), strict=True)
+        return max(float(exporter.difference(made, here.forecast(inputs))) for made, inputs in pairs)
     finally:
         await client.close()

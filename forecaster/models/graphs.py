@@ -56,7 +56,7 @@ class Graphs:
         *rest, freq = tensors
         key = int(freq[0, 0]), rest[2].shape[1]
         graph = self._graphs.get(key)
-        return (graph or self._make(key, rest))(*rest)
+        return (self._make(key, rest) if graph is None else graph)(*rest)
 
     def _make(self, key: tuple[int, int], tensors: list[Tensor]) -> _Graph:
         with self._making:
@@ -77,11 +77,14 @@ def _traced(network: OneFreq, tensors: list[Tensor]) -> _Graph:
         # compiler where the model is served, or are slower.
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(network, tuple(tensors), check_trace=False)  # type: ignore[no-untyped-call]
-        graph: _Graph = torch.jit.freeze(traced)  # type: ignore[no-untyped-call]
+        graph: _Graph = torch.jit.freeze(traced)
     return graph
 
 
 def _compiled(network: OneFreq) -> _Graph:
-    on_gpu = next(network.parameters()).is_cuda
-    compiled: _Graph = torch.compile(network, dynamic=False, mode="reduce-overhead" if on_gpu else None)
+    if next(network.parameters()).is_cuda:  # CUDA graphs: not tried yet on a GPU
+        on_gpu: _Graph = torch.compile(network, dynamic=False, mode="reduce-overhead")
+        return on_gpu
+    # Weights become constants, packed the way that the kernels read them.
+    compiled: _Graph = torch.compile(network, dynamic=False, options={"freezing": True})
     return compiled

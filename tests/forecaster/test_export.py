@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,8 +19,8 @@ from tests.forecaster.builders import random_inputs
 PLAIN, DEFAULT = Serving("fp32", "none"), Serving()
 
 
-def save(folder: Path, **sizes: object) -> Path:
-    tiny = {"width": 16, "layers": 2, "heads": 2, "step_width": 8} | sizes
+def save(folder: Path, **sizes: Any) -> Path:
+    tiny: dict[str, Any] = {"width": 16, "layers": 2, "heads": 2, "step_width": 8} | sizes
     PatchTransformer(PatchTransformerConfig(**tiny)).save_pretrained(folder)
     (folder / "checkpoints").mkdir()
     (folder / "training.json").write_text("{}")

@@ -53,6 +53,16 @@ def test_a_row_is_the_same_bits_whatever_stands_beside_it(folder: Path, precisio
         assert all(np.array_equal(a, b[rows]) for a, b in zip(alone, together, strict=True))
 
 
+def test_compiled_kernels_give_the_plain_forecasts_of_any_rows(folder: Path) -> None:
+    """The one way that needs a C++ compiler, and half a minute for one length."""
+    inputs = random_inputs("1d", 40, 3)
+    model = load_model(folder, serving=Serving("fp32", "compile"), threads=2)
+    together = model.forecast(inputs)
+    assert difference(together, load_model(folder, serving=PLAIN).forecast(inputs)) <= TOLERANCE["fp32"]
+    alone = model.forecast(take(inputs, [39, 2]))
+    assert all(np.array_equal(a, b[[39, 2]]) for a, b in zip(alone, together, strict=True))
+
+
 def test_a_graph_is_the_same_bits_from_its_first_call_on(folder: Path) -> None:
     inputs = random_inputs("1h", 3, 4)
     model = load_model(folder)
