@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from forecaster import predictor
 from forecaster.baselines import empirical_forecast, seasonal_naive
 from forecaster.contract import MODEL_NAME, QUANTILE_LEVELS
-from forecaster.models.patch_transformer import load
-from forecaster.passes import forecast
 from tests.forecaster.builders import random_inputs
 from worker.backtest_models import SHIPPED, load_model
 from worker.errors import BacktestError, ForecastUnavailableError
@@ -23,7 +22,7 @@ from worker.settings import Settings
 async def test_a_folder_of_weights_forecasts_in_this_process(freq: str) -> None:
     inputs = random_inputs(freq, 40, 3)
     model = await load_model(str(SHIPPED), Settings())
-    made, expected = await model.forecast(inputs), forecast(load(SHIPPED), inputs)
+    made, expected = await model.forecast(inputs), predictor.load_model(SHIPPED).forecast(inputs)
     assert all(np.array_equal(a, b) for a, b in zip(made, expected, strict=True))
     assert (model.name, model.version) == (MODEL_NAME, "1")  # as Triton would tell them
 
