@@ -32,7 +32,7 @@ async def test_a_served_model_is_asked_as_a_worker_would(triton_server: LocalTri
     model = await load_model(f"triton:{MODEL_NAME}", Settings(triton_url=triton_server.url))
     made = await model.forecast(inputs)
     await model.close()
-    assert all(np.array_equal(a, b) for a, b in zip(made, forecast(load(SHIPPED), inputs), strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(made, predictor.load_model(SHIPPED).forecast(inputs), strict=True))
 
 
 async def test_baselines_need_neither() -> None:
