@@ -70,6 +70,7 @@ class PatchTransformer(PreTrainedModel):  # type: ignore[misc]
     config_class = PatchTransformerConfig
     base_model_prefix = "patch_transformer"
     main_input_name = "context"
+    loss_function = None  # transformers' own looks for a language model's and says so
 
     def __init__(self, config: PatchTransformerConfig) -> None:
         """Raises FeaturesMismatchError where config.features_hash is not this code's."""
