@@ -15,7 +15,7 @@ import torch
 from benchmarks.accuracy_tasks import Task
 from forecaster.batches import Batches, fixed_windows
 from forecaster.contestants import of_model
-from forecaster.contract import MODEL_NAME, NO_COVARIATES
+from forecaster.contract import MODEL_NAME, NO_COVARIATES, Covariates
 from forecaster.dataset import Window
 from forecaster.fitting import Machine, Plan, Trainer
 from forecaster.models.gbm_training import GbmPlan, train
@@ -133,13 +133,12 @@ def _trees(task: Task, folder: Path, minutes: float) -> Own:
     return Own(of_model("gbm", model), float(run.summary()["minutes"]))
 
 
-def _batches(task: Task, covariates: object, size: int) -> tuple[Batches, dict[str, list[Window]]]:
+def _batches(task: Task, covariates: Covariates, size: int) -> tuple[Batches, dict[str, list[Window]]]:
     """What is learnt from, and what chooses the best weights: the last buckets before the first origin."""
-    own = task.covariates if covariates == task.covariates else NO_COVARIATES
-    made = table_data(task.table, own, end_bucket=task.origins[0], name=task.name)
+    made = table_data(task.table, covariates, end_bucket=task.origins[0], name=task.name)
     freqs = (task.table.freq,)
-    held_out = Batches(made.held_out, freqs, size, 1, own)
-    return Batches(made.sources, freqs, size, 0, own), dict(fixed_windows(held_out, _JUDGED))
+    held_out = Batches(made.held_out, freqs, size, 1, covariates)
+    return Batches(made.sources, freqs, size, 0, covariates), dict(fixed_windows(held_out, _JUDGED))
 
 
 _MAKERS: dict[str, Callable[[Task, Path, float], Own | None]] = {
