@@ -9,7 +9,7 @@ from benchmarks.accuracy_models import Ensemble
 from benchmarks.accuracy_tasks import Task
 from forecaster.baselines_statsforecast import StatsForecast
 from forecaster.contestants import empirical
-from forecaster.rolling_origins import seasonal_scale, targets
+from forecaster.rolling_origins import Contestants, seasonal_scale, targets
 from forecaster.score_table import score_table
 from tests.forecaster.builders import small_table
 
@@ -40,7 +40,7 @@ def test_origins_are_pooled() -> None:
 
 def test_an_ensemble_is_the_mean_of_its_members() -> None:
     naive = StatsForecast(["naive"], processes=1)
-    members = {"empirical": empirical(), "naive": naive}
+    members: dict[str, Contestants] = {"empirical": empirical(), "naive": naive}
     said = Ensemble("both", members).forecast(TABLE, ROWS[:5], END - 14, 14)["both"]
     one = empirical().forecast(TABLE, ROWS[:5], END - 14, 14)["empirical"]
     other = naive.forecast(TABLE, ROWS[:5], END - 14, 14)["naive"]
