@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from forecaster.contract import PAST_CHANNELS, Covariates
+from forecaster.contract import PAST_CHANNELS, WINDOWS, Covariates
 from forecaster.dataset import Window
 from forecaster.sources import HistorySource, SeriesSource, widened
 from tests.forecaster.builders import small_history, small_table
 
 DAY_MS = 86_400_000
 UNITS = PAST_CHANNELS.index("units")
+LENGTH = WINDOWS["1d"].context_length
 
 
 def source(**changes: object) -> SeriesSource:
@@ -53,8 +54,8 @@ def test_windows_are_those_of_the_table_and_end_where_units_are_not_told() -> No
         told[: len(rest)] = rest
         np.testing.assert_array_equal(window.units[row], told)
         np.testing.assert_array_equal(window.cumulative_units[row], np.cumsum(told))
-        past = units[max(cutoff - 182, 0) : cutoff]
-        np.testing.assert_array_equal(window.inputs.context[row, 182 - len(past) :, UNITS], past)
+        past = units[max(cutoff - LENGTH, 0) : cutoff]
+        np.testing.assert_array_equal(window.inputs.context[row, LENGTH - len(past) :, UNITS], past)
     assert np.isnan(window.units).any()
     assert np.isfinite(window.units[:, 0]).all()
 
