@@ -154,7 +154,8 @@ def _one(name: str, past: Floats, season: Season, steps: int) -> NDArray[np.floa
     with_intervals = name in _OWN_INTERVALS or conformal is not None
     try:
         said = method.forecast(y=past, h=steps, level=sorted(_INTERVALS) if with_intervals else None)
-    except Exception:  # a method raises what it likes of a series it can't fit; the library's own fallback catches all too
+    # Methods raise what they like of a series that they can't fit; the library's own fallback catches all too.
+    except Exception:
         return None
     point = np.asarray(said["mean"], dtype=np.float64)
     lower = [said[f"lo-{share}"] if with_intervals else point for share in _INTERVALS]
