@@ -87,11 +87,11 @@ def groups_of(models: dict[str, DemandModel], names: Sequence[str], known: Seque
     try:
         # Imported here: they take seconds, and who scores models alone need not have them.
         if fast or slow:
-            from forecaster.baselines_statsforecast import StatsForecast  # noqa: PLC0415
+            from forecaster.baselines_statsforecast import StatsForecast  # noqa: PLC0415 - only who asks for it needs it
 
             groups += [Group(StatsForecast(part), part is fast) for part in (fast, slow) if part]
         if boosted := [name for name in _LIGHTGBM if name in names]:
-            from forecaster.baselines_mlforecast import LightGbm  # noqa: PLC0415
+            from forecaster.baselines_mlforecast import LightGbm  # noqa: PLC0415 - the same
 
             groups += [Group(LightGbm(known=known, scaled=name == _LIGHTGBM[1]), False) for name in boosted]
     except ModuleNotFoundError as error:

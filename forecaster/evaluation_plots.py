@@ -3,34 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
-import io
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626", "#475569")
-_STYLE = {
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "shelfcast",  # the same report gives the same bytes
-    "font.family": "sans-serif",
-    "font.size": 9.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#94a3b8",
-    "axes.labelcolor": "#334155",
-    "xtick.color": "#64748b",
-    "ytick.color": "#64748b",
-    "axes.grid": True,
-    "grid.color": "#e2e8f0",
-    "grid.linewidth": 0.7,
-}
-_SIZE = re.compile(r' (?:width|height)="[0-9.]+pt"')
-_STEP_NAMES = {"1h": "hour", "1d": "day", "1w": "week"}
+from forecaster.plot_style import COLOURS, STEP_NAMES, STYLE, panels, svg
 
 
 class Line(NamedTuple):
@@ -63,23 +43,23 @@ class ItemHistory(NamedTuple):
 
 def error_by_step(freq: str, lines: Sequence[Line], losses: Mapping[str, Sequence[float | None]]) -> str:
     """Quantile loss by step, a line a contestant."""
-    with mpl.rc_context(_STYLE):
-        figure, (axis,) = _panels(1, 9.4, 3.2)
+    with mpl.rc_context(STYLE):
+        figure, (axis,) = panels(1, 9.4, 3.2)
         for line in lines:
             values = [np.nan if value is None else value for value in losses[line.name]]
             steps = np.arange(1, len(values) + 1)
             axis.plot(steps, values, color=line.colour, label=line.name, marker="o", ms=2.5, lw=1.4)
         axis.set_ylim(bottom=0)
-        axis.set_xlabel(f"{_STEP_NAMES[freq]} of the forecast")
+        axis.set_xlabel(f"{STEP_NAMES[freq]} of the forecast")
         axis.set_ylabel("loss / mean units")
         axis.legend(frameon=False, fontsize=8, ncols=2)
-        return _svg(figure)
+        return svg(figure)
 
 
 def calibration(lines: Sequence[Line], levels: Sequence[float], shares: Mapping[str, Mapping[str, Any]]) -> str:
     """Shares of outcomes below and not above each quantile against the share promised, a panel a contestant."""
-    with mpl.rc_context(_STYLE):
-        figure, axes = _panels(len(lines), 3.1 * max(len(lines), 2), 3.3)
+    with mpl.rc_context(STYLE):
+        figure, axes = panels(len(lines), 3.1 * max(len(lines), 2), 3.3)
         for axis, line in zip(axes, lines, strict=True):
             below, not_above = shares[line.name]["below"], shares[line.name]["not_above"]
             axis.plot([0, 1], [0, 1], color="#475569", lw=1, ls="--")
@@ -90,15 +70,15 @@ def calibration(lines: Sequence[Line], levels: Sequence[float], shares: Mapping[
             axis.set(xlim=(0, 1), ylim=(0, 1.02), aspect="equal", xlabel="quantile level")
             axis.set_title(line.name, loc="left", fontweight="bold", color="#0f172a")
         axes[0].set_ylabel("share of outcomes")
-        return _svg(figure)
+        return svg(figure)
 
 
 def error_distribution(
     lines: Sequence[Line], by_series: Mapping[str, NDArray[np.float64]], signed: Mapping[str, NDArray[np.float32]]
 ) -> str:
     """Left: share of series whose MASE is at most so much. Right: how far means were above or below what happened."""
-    with mpl.rc_context(_STYLE):
-        figure, (left, right) = _panels(2, 9.4, 3.2)
+    with mpl.rc_context(STYLE):
+        figure, (left, right) = panels(2, 9.4, 3.2)
         limit = max((float(np.quantile(v, 0.98)) for v in by_series.values() if len(v)), default=1.0)
         edges = np.linspace(-3, 3, 61)
         for line in lines:
@@ -112,13 +92,13 @@ def error_distribution(
         right.set(xlabel="(mean forecast − sold) / scale of the series", ylabel="share of outcomes", xlim=(-3, 3))
         right.axvline(0.0, color="#94a3b8", lw=0.8, ls=":")
         right.legend(frameon=False, fontsize=8)
-        return _svg(figure)
+        return svg(figure)
 
 
 def item_history(item: ItemHistory) -> str:
     """What was sold of one item, and what was forecast of it: medians, 80 % and 95 % intervals."""
-    with mpl.rc_context(_STYLE):
-        figure, (axis,) = _panels(1, 9.4, 2.6)
+    with mpl.rc_context(STYLE):
+        figure, (axis,) = panels(1, 9.4, 2.6)
         axis.step(item.times, item.units, where="mid", color="#334155", lw=1.0, label="sold")
         for n, band in enumerate(item.bands):
             labels = ("median", "80 %", "95 %") if n == 0 else (None, None, None)
@@ -135,17 +115,4 @@ def item_history(item: ItemHistory) -> str:
         axis.set_ylim(0, 1.15 * top)
         axis.set_ylabel("units")
         axis.legend(frameon=False, fontsize=8, loc="upper left", ncols=4)
-        return _svg(figure)
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    text = buffer.getvalue()
-    # The page decides how wide a plot is.
-    return _SIZE.sub("", text[text.index("<svg") :], count=2)
-
-
-def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Any]]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, list(figure.subplots(1, count, squeeze=False)[0])
+        return svg(figure)

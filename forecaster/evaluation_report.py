@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from forecaster.contract import QUANTILE_LEVELS
 from forecaster.evaluation import Evaluation, Told
 from forecaster.evaluation_plots import (
-    COLOURS,
     Band,
     ItemHistory,
     Line,
@@ -24,6 +23,7 @@ from forecaster.evaluation_plots import (
     item_history,
 )
 from forecaster.evaluation_summary import MEASURES, best, headline, local_times, number, ranked
+from forecaster.plot_style import COLOURS
 from forecaster.rolling_origins import targets
 from forecaster.series import SeriesTable
 

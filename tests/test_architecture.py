@@ -49,7 +49,7 @@ HOMES = {
     "safetensors": (*TORCH_SIDE, "triton_models/"),
     "triton_python_backend_utils": ("triton_models/",),
     "jinja2": ("forecaster/evaluation_report.py", "worker/backtest_report.py"),
-    "matplotlib": ("forecaster/evaluation_plots.py", "worker/backtest_plots.py"),
+    "matplotlib": ("forecaster/plot_style.py", "forecaster/evaluation_plots.py", "worker/backtest_plots.py"),
     "statsforecast": ("forecaster/baselines_statsforecast.py",),
     "mlforecast": ("forecaster/baselines_mlforecast.py",),
     "lightgbm": ("forecaster/baselines_mlforecast.py", "forecaster/models/"),

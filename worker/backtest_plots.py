@@ -3,59 +3,23 @@
 from __future__ import annotations
 
 import datetime as dt
-import io
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from feature_store.calendar_time import bucket_start_ms
+from forecaster.plot_style import COLOURS, STEP_NAMES, STYLE, panels, svg
 from worker.backtest_scores import Band, Sample
-
-COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626", "#475569")
-_STYLE = {
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "shelfcast",  # the same report gives the same bytes
-    "font.family": "sans-serif",
-    "font.size": 9.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#94a3b8",
-    "axes.labelcolor": "#334155",
-    "xtick.color": "#64748b",
-    "ytick.color": "#64748b",
-    "axes.grid": True,
-    "grid.color": "#e2e8f0",
-    "grid.linewidth": 0.7,
-}
-_SIZE = re.compile(r' (?:width|height)="[0-9.]+pt"')
-_STEP_NAMES = {"1h": "hour", "1d": "day", "1w": "week"}
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    text = buffer.getvalue()
-    # The page decides how wide a plot is.
-    return _SIZE.sub("", text[text.index("<svg") :], count=2)
-
-
-def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Any]]:
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(1, count, squeeze=False)[0]
-        return figure, list(axes)
 
 
 def error_by_step(variants: Sequence[Mapping[str, Any]]) -> str:
     """Quantile loss by step: a panel a frequency, a line a variant."""
     freqs = _freqs(variants)
-    with mpl.rc_context(_STYLE):
-        figure, axes = _panels(len(freqs), 4.6 * max(len(freqs), 1.4), 3.0)
+    with mpl.rc_context(STYLE):
+        figure, axes = panels(len(freqs), 4.6 * max(len(freqs), 1.4), 3.0)
         for axis, freq in zip(axes, freqs, strict=True):
             for n, variant in enumerate(variants):
                 values = variant["by_step"].get(freq, {}).get("loss")
@@ -64,18 +28,18 @@ def error_by_step(variants: Sequence[Mapping[str, Any]]) -> str:
                     steps = np.arange(1, len(known) + 1)
                     axis.plot(steps, known, color=_colour(n), label=variant["label"], marker="o", ms=2.5, lw=1.4)
             axis.set_ylim(bottom=0)
-            axis.set_xlabel(f"{_STEP_NAMES[freq]} of the forecast (1 = the one running)")
+            axis.set_xlabel(f"{STEP_NAMES[freq]} of the forecast (1 = the one running)")
             axis.set_ylabel("loss / mean units")
             axis.set_title(freq, loc="left", fontweight="bold", color="#0f172a")
         _legend(axes, variants)
-        return _svg(figure)
+        return svg(figure)
 
 
 def calibration(variants: Sequence[Mapping[str, Any]]) -> str:
     """Shares of targets below and not above each quantile, against the share promised."""
     freqs = _freqs(variants)
-    with mpl.rc_context(_STYLE):
-        figure, axes = _panels(len(freqs), 3.7 * max(len(freqs), 1.4), 3.5)
+    with mpl.rc_context(STYLE):
+        figure, axes = panels(len(freqs), 3.7 * max(len(freqs), 1.4), 3.5)
         for axis, freq in zip(axes, freqs, strict=True):
             axis.plot([0, 1], [0, 1], color="#94a3b8", lw=1, ls="--")
             for n, variant in enumerate(variants):
@@ -92,13 +56,13 @@ def calibration(variants: Sequence[Mapping[str, Any]]) -> str:
             axis.set_ylabel("share of outcomes below it")
             axis.set_title(freq, loc="left", fontweight="bold", color="#0f172a")
         _legend(axes, variants)
-        return _svg(figure)
+        return svg(figure)
 
 
 def item_history(sample: Sample) -> str:
     """What was sold of one item, and what some forecasts said of it: medians and 80 % intervals."""
-    with mpl.rc_context(_STYLE):
-        figure, (axis,) = _panels(1, 9.4, 2.6)
+    with mpl.rc_context(STYLE):
+        figure, (axis,) = panels(1, 9.4, 2.6)
         times = _times(sample, sample.first, len(sample.units))
         axis.step(times, sample.units, where="mid", color="#334155", lw=1.1, label="sold")
         for n, band in enumerate(sample.bands):
@@ -107,7 +71,7 @@ def item_history(sample: Sample) -> str:
         axis.set_ylim(0, 1.15 * top)
         axis.set_ylabel("units")
         axis.legend(frameon=False, fontsize=8, loc="upper left", ncols=4)
-        return _svg(figure)
+        return svg(figure)
 
 
 def _draw_band(axis: Any, sample: Sample, band: Band, colour: str, *, labelled: bool) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import jinja2
 
-from worker.backtest_plots import COLOURS, calibration, error_by_step, item_history
+from forecaster.plot_style import COLOURS
+from worker.backtest_plots import calibration, error_by_step, item_history
 from worker.backtest_scores import Sample
 from worker.backtest_screen import MEASURES, accuracy_rows, number_text, steps_text
 
