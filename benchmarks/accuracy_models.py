@@ -1,11 +1,12 @@
 """Our own contestants of the accuracy benchmark: the shipped weights as they are, tuned to the shop, a transformer that
-has seen nothing else, trees, and what two of them say together. Trained ones are kept in a folder, and taken from there
-the next time."""
+has seen nothing else, trees, trees with means scaled to what groups of items sell, and what two of them say together.
+Trained ones are kept in a folder, and taken from there the next time."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,11 +14,12 @@ import numpy as np
 import torch
 
 from benchmarks.accuracy_tasks import Task
-from forecaster.batches import Batches, fixed_windows
+from forecaster.batches import Batches, Weighted, fixed_windows
 from forecaster.contestants import of_model
 from forecaster.contract import MODEL_NAME, NO_COVARIATES, Covariates
 from forecaster.dataset import Window
 from forecaster.fitting import Machine, Plan, Trainer
+from forecaster.group_sales import GroupScaled
 from forecaster.models.gbm_training import GbmPlan, train
 from forecaster.models.patch_layers import PatchTransformerConfig
 from forecaster.models.patch_transformer import PatchTransformer, load
@@ -25,11 +27,14 @@ from forecaster.predictor import load_model
 from forecaster.rolling_origins import Contestants, Forecasts, Integers
 from forecaster.run_folder import RunFolder
 from forecaster.series import SeriesTable
+from forecaster.sources import SeriesSource
 from forecaster.training_data import table_data
 
 SHIPPED = Path(__file__).resolve().parents[1] / "triton_models" / MODEL_NAME / "1"
-_GBM_BATCHES, _GBM_BATCH = 60, 500
+_GBM_BATCHES, _GBM_BATCH = 80, 500
 _JUDGED = 8  # batches that choose the best weights
+_RECENT_DAYS = 120
+_TREES = GbmPlan(mean_trees=300, quantile_trees=150)
 
 
 class Own(NamedTuple):
@@ -40,38 +45,39 @@ class Own(NamedTuple):
 
 
 class Ensemble:
-    """The mean of what several say of each quantile and mean."""
+    """The mean of what several say of each quantile, and the means of the last one, who has the best."""
 
-    def __init__(self, name: str, members: Mapping[str, Contestants]) -> None:
+    def __init__(self, name: str, members: Sequence[Contestants]) -> None:
         self.names = (name,)
         self.fallbacks: Mapping[str, int] = {}
-        self._members = dict(members)
+        self._members = tuple(members)
 
     def forecast(
         self, table: SeriesTable, rows: Integers, running: int, prediction_length: int
     ) -> Mapping[str, Forecasts]:
         """See `rolling_origins.Contestants`."""
         said = [
-            next(iter(member.forecast(table, rows, running, prediction_length).values()))
-            for member in self._members.values()
+            next(iter(member.forecast(table, rows, running, prediction_length).values())) for member in self._members
         ]
-        quantiles = np.mean([forecasts.quantiles for forecasts in said], axis=0)
-        return {self.names[0]: Forecasts(quantiles, np.mean([forecasts.mean for forecasts in said], axis=0))}
+        return {self.names[0]: Forecasts(np.mean([forecasts.quantiles for forecasts in said], axis=0), said[-1].mean)}
 
 
 def own_contestants(task: Task, folder: Path, minutes: float, wanted: tuple[str, ...]) -> dict[str, Own]:
     """Those of `wanted` that can forecast the task's freq; each of the trained ones learns for about `minutes`."""
     made: dict[str, Own] = {}
-    for name in wanted:
-        if name == "ensemble":
-            continue
-        own = _MAKERS[name](task, folder / name, minutes)
+    for name, make in _MAKERS.items():
+        own = make(task, folder / name, minutes) if name in wanted else None
         if own is not None:
             made[name] = own
-    if "ensemble" in wanted and {"patch_transformer", "gbm"} <= set(made):
-        both = {name: made[name].contestant for name in ("patch_transformer", "gbm")}
-        minutes_of_both = sum(made[name].train_minutes for name in both)
-        made["ensemble"] = Own(Ensemble("ensemble", both), minutes_of_both)
+    best = "gbm"
+    if "gbm_scaled" in wanted and "gbm" in made and task.grouped:
+        best = "gbm_scaled"
+        scaled = GroupScaled(best, made["gbm"].contestant, ("event", *task.covariates.known))
+        made[best] = made["gbm"]._replace(contestant=scaled)
+    if "ensemble" in wanted and {"patch_transformer", best} <= set(made):
+        both = [made[name] for name in ("patch_transformer", best)]
+        minutes_of_both = sum(own.train_minutes for own in both)
+        made["ensemble"] = Own(Ensemble("ensemble", [own.contestant for own in both]), minutes_of_both)
     return made
 
 
@@ -109,7 +115,7 @@ def _trained(task: Task, name: str, folder: Path, begin: Callable[[], PatchTrans
     if not run.holds_a_run:
         model = begin()
         covariates = model.config.covariates
-        learnt, judged = _batches(task, covariates, 256)
+        learnt, judged = _batches(task, covariates, 256, held_out=not task.final)
         if covariates != NO_COVARIATES:
             inputs = learnt.draw(0).inputs
             model.fit_covariates(torch.from_numpy(inputs.context), torch.from_numpy(inputs.known))
@@ -124,21 +130,37 @@ def _trees(task: Task, folder: Path, minutes: float) -> Own:
     run = RunFolder(folder)
     if not run.holds_a_run:
         started = time.monotonic()
-        learnt, judged = _batches(task, task.covariates, _GBM_BATCH)
+        # Their number is fixed, so that the last weeks, which say most of the next, are learnt from too.
+        learnt, _ = _batches(task, task.covariates, _GBM_BATCH, held_out=False)
+        learnt = dataclasses.replace(learnt, sources=[_recent(weighted) for weighted in learnt.sources])
         freq = task.table.freq
         windows = {freq: [learnt.draw(step) for step in range(1, _GBM_BATCHES + 1)]}
-        train(windows, judged, GbmPlan(), task.covariates).save(folder)
+        train(windows, {}, _TREES, task.covariates).save(folder)
         run.write_summary({"status": "finished", "minutes": (time.monotonic() - started) / 60, "split": task.split})
     model = load_model(folder, threads=torch.get_num_threads())
     return Own(of_model("gbm", model), float(run.summary()["minutes"]))
 
 
-def _batches(task: Task, covariates: Covariates, size: int) -> tuple[Batches, dict[str, list[Window]]]:
-    """What is learnt from, and what chooses the best weights: the last buckets before the first origin."""
-    made = table_data(task.table, covariates, end_bucket=task.origins[0], name=task.name)
+def _batches(
+    task: Task, covariates: Covariates, size: int, *, held_out: bool
+) -> tuple[Batches, dict[str, list[Window]]]:
+    """What is learnt from, and what chooses the best weights: the last buckets before the first origin, unless these
+    are to be learnt from too."""
+    kept = None if held_out else 0
+    made = table_data(task.table, covariates, held_out=kept, end_bucket=task.origins[0], name=task.name)
     freqs = (task.table.freq,)
-    held_out = Batches(made.held_out, freqs, size, 1, covariates)
-    return Batches(made.sources, freqs, size, 0, covariates), dict(fixed_windows(held_out, _JUDGED))
+    learnt = Batches(made.sources, freqs, size, 0, covariates)
+    if not held_out:
+        return learnt, {}
+    return learnt, dict(fixed_windows(Batches(made.held_out, freqs, size, 1, covariates), _JUDGED))
+
+
+def _recent(weighted: Weighted) -> Weighted:
+    """Trees can't extrapolate growth, but learn it from targets that have grown."""
+    source = weighted.source
+    if not isinstance(source, SeriesSource) or source.table.freq != "1d":
+        return weighted
+    return weighted._replace(source=dataclasses.replace(source, recent_share=1.0, recent_buckets=_RECENT_DAYS))
 
 
 _MAKERS: dict[str, Callable[[Task, Path, float], Own | None]] = {
@@ -147,4 +169,4 @@ _MAKERS: dict[str, Callable[[Task, Path, float], Own | None]] = {
     "patch_transformer": _from_scratch,
     "gbm": _trees,
 }
-OWN = (*_MAKERS, "ensemble")
+OWN = (*_MAKERS, "gbm_scaled", "ensemble")

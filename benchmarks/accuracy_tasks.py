@@ -15,6 +15,7 @@ from forecaster.series import SeriesTable
 from forecaster.wrmsse import Level, Weights, levels_of, weights_of
 
 _SAMPLE = 2_000
+_HOURLY_SAMPLE = 150  # AutoETS and Theta take a second for each series of hours and origin
 _SEED = 0
 _SELLING_DAYS, _OF_DAYS = 20, 91
 
@@ -37,6 +38,8 @@ class Task:
         sample: int64 (item,): of these, those on which slow methods are compared, seeded.
         season: lag of the naive error that scales MASE and SQL.
         split: in words.
+        grouped: whether categories and brands group items that sell alike.
+        final: nobody here knows what followed; models learn from all that is known.
     """
 
     name: str
@@ -49,6 +52,8 @@ class Task:
     split: str
     covariates: Covariates = NO_COVARIATES
     hierarchy: Hierarchy | None = field(default=None)
+    grouped: bool = False
+    final: bool = False
 
 
 def m5(folder: Path, *, final: bool = False) -> Task:
@@ -70,6 +75,8 @@ def m5(folder: Path, *, final: bool = False) -> Task:
         split=f"M5, daily: d_1..d_{days} known, {last} forecast",
         covariates=data.M5_COVARIATES,
         hierarchy=_m5_hierarchy(shop, running),
+        grouped=True,
+        final=final,
     )
 
 
@@ -139,16 +146,16 @@ def _shop(name: str, daily: SeriesTable, table: SeriesTable) -> Task:
         origins=origins,
         prediction_length=steps,
         rows=rows,
-        sample=rows,
+        sample=_sample(rows, _HOURLY_SAMPLE) if table.freq == "1h" else rows,
         season=season,
         split=f"{name}, {table.freq}: {len(rows)} items, {len(origins)} origins in the last eight weeks, {steps} steps",
     )
 
 
-def _sample(rows: Integers) -> Integers:
-    if len(rows) <= _SAMPLE:
+def _sample(rows: Integers, size: int = _SAMPLE) -> Integers:
+    if len(rows) <= size:
         return rows
-    return np.sort(np.random.default_rng(_SEED).choice(rows, _SAMPLE, replace=False))
+    return np.sort(np.random.default_rng(_SEED).choice(rows, size, replace=False))
 
 
 TASKS: dict[str, Callable[[Path, str], Task]] = {

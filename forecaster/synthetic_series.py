@@ -1,9 +1,10 @@
-"""Invented shops as tables of daily or weekly series: made in a second, for training on tens of thousands of items.
+"""Invented shops as tables of hourly, daily or weekly series: made in a second, for training on thousands of items.
 
 `synthetic.generate` invents events; this invents their sums, with more habits of retail: trend, a week, a year and a
-payday in demand, holidays with a run-up, promotions with price effects, intermittency, launches and ends, stock-outs
-(told of or not), level shifts, views that lead sales, reviews that follow them. Seeded, numpy only. A shop's items
-share its week, its holidays and part of its ups and downs, as real ones do.
+payday in demand, goods of one season, holidays with a run-up, promotions with price effects, intermittency, launches
+and ends, stock-outs (told of or not), level shifts, views that lead sales, reviews that follow them. Seeded, numpy
+only. A shop's items share its week, its holidays and part of its ups and downs, as real ones do; and shops differ, from
+a grocer's steady handfuls to a wholesaler's bursts and a department store's thousands.
 """
 
 from __future__ import annotations
@@ -25,7 +26,20 @@ class _Shop(NamedTuple):
 
     demand: Floats
     holiday: Floats  # 1 on the days of a named event
+    run_ups: list[Floats]  # of each holiday, how near it is: 1 on its day
     open: Floats
+
+
+class _Habits(NamedTuple):
+    """How a shop's items differ from another shop's."""
+
+    level: tuple[float, float]  # mean and deviation of the logarithm of units a day
+    evenness: float  # logarithm of the negative binomial's shape: large = Poisson
+    year: float  # deviation of the yearly waves
+    seasonal_goods: float  # share of items that sell in one season
+    shifts: float  # chance of a level shift on a day
+    mood: float  # daily deviation of an item's own slow ups and downs
+    launched: float  # share of items that begin after the table does
 
 
 def generate_series(items: int, days: int, seed: int, freq: str = "1d") -> SeriesTable:
@@ -33,21 +47,25 @@ def generate_series(items: int, days: int, seed: int, freq: str = "1d") -> Serie
 
     Which of price, promotion, views, reviews and availability a shop records differs from shop to shop.
     """
-    if freq not in ("1d", "1w"):
-        raise ValueError(f"series are invented by day and week, not by {freq}")
+    if freq not in ("1h", "1d", "1w"):
+        raise ValueError(f"series are invented by hour, day and week, not by {freq}")
     rng = np.random.default_rng(seed)
     clock = local_clock("1d", _FIRST_DAY + np.arange(days), "UTC")
-    shop = _shop(clock, rng)
-    rate, columns = _demand(items, clock, shop, rng)
-    units = _counts(rate, rng)
-    first = _launches(units, days, rng)
+    shop, habits = _shop(clock, rng), _habits(rng)
+    rate, columns = _demand(items, clock, shop, habits, rng)
+    units = _counts(rate, habits.evenness, rng)
+    first = _launches(units, habits.launched, rng)
     columns |= _signals(rate, units, rng)
     columns["event"] = np.broadcast_to(shop.holiday, units.shape)
     columns["open"] = np.broadcast_to(shop.open, units.shape)
-    kept = {name: values for name, values in columns.items() if name in _recorded(rng)}
+    recorded = _recorded(rng)
+    kept = {name: values for name, values in columns.items() if name in recorded}
     day = _FIRST_DAY + first
     if freq == "1w":
         units, kept, first, day = _by_week(units, kept, first)
+    elif freq == "1h":
+        units, kept = _by_hour(units, kept, rng)
+        first, day = 24 * first, 24 * day
     alive = np.arange(units.shape[1]) >= first[:, None]
     return SeriesTable(
         freq=freq,
@@ -73,52 +91,97 @@ def _recorded(rng: np.random.Generator) -> set[str]:
     return always | kept
 
 
+def _habits(rng: np.random.Generator) -> _Habits:
+    # One in six counts money, or everything that a department sells: thousands, and little noise.
+    large = rng.random() < 1 / 6
+    return _Habits(
+        level=(rng.uniform(3, 9) if large else rng.uniform(-3.0, 2.0), rng.uniform(0.5, 1.8)),
+        evenness=rng.uniform(2.0, 6.0) if large else rng.uniform(-0.5, 4.0),
+        year=rng.uniform(0.02, 0.4),
+        seasonal_goods=max(0.0, rng.uniform(-0.3, 0.3)),
+        shifts=max(0.0, rng.uniform(-0.004, 0.006)),
+        mood=rng.uniform(0.0, 0.05),
+        launched=max(0.0, rng.uniform(-0.3, 0.6)),
+    )
+
+
 def _shop(clock: NDArray[np.float32], rng: np.random.Generator) -> _Shop:
     days = len(clock)
-    weekday, month_day, year_day = clock[:, 1].astype(int), clock[:, 2], clock[:, 3].astype(int)
+    weekday, month_day = clock[:, 1].astype(int), clock[:, 2]
     week = rng.gamma(rng.uniform(4, 40), size=7)
     demand = (week / week.mean())[weekday]
     demand = demand * (1 + rng.uniform(0, 0.3) * np.exp(-(month_day - 1) / 4))  # payday
     # A slow common mood: the shop's own growth and fall.
     walk = np.cumsum(rng.normal(0, rng.uniform(0.0, 0.012), days))
     demand = demand * np.exp(np.clip(walk - walk.mean(), -0.8, 0.8))
-    holiday, shut = np.zeros(days), np.zeros(days, dtype=bool)
-    for at in rng.integers(1, 366, size=int(rng.integers(3, 12))):
-        distance = (year_day - at + 183) % 366 - 183
+    holiday, run_ups, shut = np.zeros(days), list[Floats](), np.zeros(days, dtype=bool)
+    for _ in range(int(rng.integers(3, 12))):
+        distance = _days_to_holiday(clock, rng)
         holiday[distance == 0] = 1.0
         before = rng.uniform(1, 8)
-        run_up = np.where((distance <= 0) & (distance > -21), np.exp(distance / before), 0.0)
-        demand = demand * (1 + float(np.clip(rng.normal(0.15, 0.35), -0.6, 2.5)) * run_up)
+        run_ups.append(np.where((distance <= 0) & (distance > -21), np.exp(distance / before), 0.0))
         if rng.random() < 0.3:
             shut |= distance == 0
     rest_day = int(rng.integers(0, 21))  # a weekday, in a third of the shops
     shut |= weekday == rest_day
-    return _Shop(demand, holiday, np.where(shut, 0.0, 1.0))
+    return _Shop(demand, holiday, run_ups, np.where(shut, 0.0, 1.0))
+
+
+def _days_to_holiday(clock: NDArray[np.float32], rng: np.random.Generator) -> Floats:
+    """Days since (negative: until) the nearest yearly return of a holiday of a fixed date, a fixed weekday, or one that
+    wanders like Easter: (day,)."""
+    weekday, year_day = clock[:, 1].astype(int), clock[:, 3].astype(int)
+    time = np.arange(len(clock))
+    kind, at, wanted = rng.integers(0, 3), rng.integers(1, 366), rng.integers(0, 7)
+    days = np.flatnonzero(year_day == at)
+    if not len(days):
+        days = np.array([int((at - year_day[0]) % 365)])
+    days = np.concatenate([[days[0] - 365], days, [days[-1] + 365]])
+    if kind == 1:
+        days = days + (wanted - (weekday[0] + days)) % 7
+    elif kind == 2:
+        days = days + rng.integers(-14, 15, len(days))
+    apart = time[:, None] - days[None, :]
+    return np.asarray(apart[time, np.abs(apart).argmin(1)], dtype=np.float64)
 
 
 def _demand(
-    items: int, clock: NDArray[np.float32], shop: _Shop, rng: np.random.Generator
+    items: int, clock: NDArray[np.float32], shop: _Shop, habits: _Habits, rng: np.random.Generator
 ) -> tuple[Floats, dict[str, Floats]]:
     """Expected units (item, day), before stock-outs cut them off, and price, promotion and availability."""
     days = len(clock)
     time, angle = np.arange(days), 2 * np.pi * clock[:, 3] / 365.25
-    level = np.exp(rng.normal(rng.uniform(-1.5, 1.5), rng.uniform(0.8, 1.8), (items, 1)))
+    level = np.exp(rng.normal(*habits.level, (items, 1)))
     log = np.zeros((items, days))
     # A year of its own: two waves, common to a shop in part.
     for wave in (1, 2):
-        common, own = rng.normal(0, 0.25 / wave, 2), rng.normal(0, 0.25 / wave, (items, 2))
+        common, own = rng.normal(0, habits.year / wave, 2), rng.normal(0, habits.year / wave, (items, 2))
         strength = common + own
         log += strength[:, :1] * np.sin(wave * angle) + strength[:, 1:] * np.cos(wave * angle)
+    narrow = np.where(rng.random((items, 1)) < habits.seasonal_goods, rng.uniform(0.5, 4, (items, 1)), 0.0)
+    log += narrow * (np.cos(angle - rng.uniform(0, 2 * np.pi, (items, 1))) - 0.5)
     log += np.clip(rng.normal(0, 0.0012, (items, 1)) * (time - days / 2), -1.2, 1.2)
-    shifts = (rng.random((items, days)) < rng.uniform(0, 0.006)) * rng.normal(0, 0.6, (items, days))
+    shifts = (rng.random((items, days)) < habits.shifts) * rng.normal(0, 0.6, (items, days))
     log += np.clip(np.cumsum(shifts, axis=1), -2, 2)
-    mood = rng.normal(0, rng.uniform(0.01, 0.06, (items, 1)), (items, days))
-    log += _smooth(mood)
+    log += _smooth(rng.normal(0, habits.mood * rng.uniform(0.2, 1.5, (items, 1)), (items, days)))
+    log += _holiday_lift(items, shop, rng)
     price, promotion, lift = _prices(items, days, rng)
     own_week = rng.gamma(30, 1 / 30, (items, 7))[:, clock[:, 1].astype(int)]
     available = 1.0 - _stock_outs(items, days, rng)
     rate = level * np.exp(log) * lift * own_week * shop.demand * shop.open * available
     return rate, {"unit_price": price, "promotion": promotion, "available_fraction": available}
+
+
+def _holiday_lift(items: int, shop: _Shop, rng: np.random.Generator) -> Floats:
+    """Logarithm of what holidays do to each item's demand: (item, day). Some goods are bought for a holiday, most feel
+    it a little, a few are forgotten over it."""
+    out = np.zeros((items, len(shop.open)))
+    for run_up in shop.run_ups:
+        common = float(np.clip(rng.normal(0.1, 0.3), -0.6, 2.0))
+        own = np.clip(common + rng.normal(0, 0.2, (items, 1)), -0.8, 3.0)
+        own = np.where(rng.random((items, 1)) < 0.08, rng.uniform(0.5, 4, (items, 1)), own)
+        out += np.log1p(own * run_up)
+    return out
 
 
 def _smooth(noise: Floats) -> Floats:
@@ -163,10 +226,10 @@ def _stock_outs(items: int, days: int, rng: np.random.Generator) -> Floats:
     return out
 
 
-def _counts(rate: Floats, rng: np.random.Generator) -> Floats:
+def _counts(rate: Floats, evenness: float, rng: np.random.Generator) -> Floats:
     """Negative binomial: Poisson of a gamma-distributed rate; some items are bought by the pack."""
     items = len(rate)
-    shape = np.exp(rng.uniform(-0.7, 3.5, (items, 1)))
+    shape = np.exp(rng.normal(evenness, 0.8, (items, 1)))
     lines = rng.poisson(np.minimum(rate * rng.gamma(shape, 1 / shape, rate.shape), 1e5))
     packed = rng.random((items, 1)) < rng.choice([0.0, 0.3])
     pack = np.where(packed, 1 + rng.gamma(1.0, 4.0, (items, 1)), 1.0)
@@ -174,10 +237,11 @@ def _counts(rate: Floats, rng: np.random.Generator) -> Floats:
     return np.asarray(lines + extra, dtype=np.float64)
 
 
-def _launches(units: Floats, days: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def _launches(units: Floats, share: float, rng: np.random.Generator) -> NDArray[np.int64]:
     """Silences the time before each item's launch and after its end; index of each item's first day."""
-    items, time = len(units), np.arange(days)
-    launched = np.where(rng.random(items) < rng.uniform(0, 0.6), rng.integers(0, days - 30, items), 0)
+    items, days = units.shape
+    time = np.arange(days)
+    launched = np.where(rng.random(items) < share, rng.integers(0, days - 30, items), 0)
     ended = np.where(rng.random(items) < 0.05, rng.integers(days // 2, days, items), days)
     units *= (time >= launched[:, None]) & (time < ended[:, None])
     sold = units > 0
@@ -223,3 +287,35 @@ def _by_week(
     out = {n: weekly(v).mean(-1) if n in _MEANS else weekly(v).sum(-1) for n, v in columns.items()}
     first_week = np.clip((first - begin) // 7, 0, whole - 1)
     return sums, out, first_week, int(week[begin]) + first_week
+
+
+def _by_hour(units: Floats, columns: dict[str, Floats], rng: np.random.Generator) -> tuple[Floats, dict[str, Floats]]:
+    """Hours of the days: what is counted falls into the hours by the shop's opening times and its rush hours, what is a
+    level lasts all day. A shop's doors are shut at night in most shops, and half of those say so."""
+    hour = np.arange(24)
+    opens, lasts = rng.uniform(5, 11), rng.uniform(7, 24)
+    rush = np.exp(rng.uniform(0, 1.2) * np.cos(2 * np.pi * (hour - rng.uniform(0, 24)) / 24))
+    rush *= np.exp(rng.uniform(0, 0.8) * np.cos(4 * np.pi * (hour - rng.uniform(0, 24)) / 24))
+    inside = (hour - opens) % 24 < lasts
+    share = rush * np.where(inside, 1.0, rng.choice([0.0, 0.02]))
+    share /= share.sum()
+
+    def counted(values: Floats) -> Floats:
+        left, out = values.astype(np.int64), np.empty((*values.shape, 24))
+        for h in range(24):
+            rest = share[h:].sum()
+            out[:, :, h] = rng.binomial(left, min(1.0, share[h] / rest) if rest > 0 else 0.0)
+            left = left - out[:, :, h].astype(np.int64)
+        return out.reshape(len(values), -1)
+
+    of_day = {name: np.repeat(values, 24, axis=1) for name, values in columns.items()}
+    hours = {name: of_day[name] if name in _MEANS else counted(values) for name, values in columns.items()}
+    hourly = counted(units)
+    if "order_lines" in hours:
+        hours["order_lines"] = np.minimum(np.ceil(hours["order_lines"]), hourly)
+    if "rating_sum" in hours:
+        stars = of_day["rating_sum"] / np.maximum(of_day["review_count"], 1)
+        hours["rating_sum"] = hours["review_count"] * stars
+    if "open" in hours and rng.random() < 0.5:
+        hours["open"] = hours["open"] * np.tile(inside, units.shape[1])
+    return hourly, hours

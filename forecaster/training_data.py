@@ -32,8 +32,9 @@ _BURN_IN_DAYS = 5
 _LEAST_DAYS = 4 * _BURN_IN_DAYS  # of a recording before its held-out weeks
 _SHOP_ITEMS, _SHOP_DAYS = 150, 420  # of an invented shop
 _OF_EVENTS = ("1h", "1d")  # frequencies that are learnt from events, with cutoffs at any moment of a bucket
-_TABLE_ITEMS = 500  # of an invented shop's table
-_TABLE_DAYS = {"1d": 900, "1w": 1_800}
+# Items and days of an invented shop's table: many small shops, since it is shops that differ most.
+_TABLE_SIZES = {"1h": (100, 120), "1d": (250, 900), "1w": (250, 1_800)}
+_TABLES_PER_ITEM = 0.08
 
 
 class TrainingData(NamedTuple):
@@ -75,11 +76,11 @@ def retail_data(path: Path, until: dt.date, seed: int, freqs: Sequence[str]) -> 
     if not from_events:
         return TrainingData(sources, held_out)
     sources += [
-        _learnt(History(training, calendar, end_ms, global_entries=closed), from_events, 0.3, name),
+        _learnt(History(training, calendar, end_ms, global_entries=closed), from_events, 0.2, name),
         # The shop's holidays unannounced: a live shop may not send a calendar.
-        _learnt(History(training, calendar, end_ms), from_events, 0.25, f"{name} without a calendar"),
+        _learnt(History(training, calendar, end_ms), from_events, 0.15, f"{name} without a calendar"),
         _learnt(
-            History(clicked, calendar, end_ms, global_entries=closed), from_events, 0.2, f"{name} with invented clicks"
+            History(clicked, calendar, end_ms, global_entries=closed), from_events, 0.1, f"{name} with invented clicks"
         ),
     ]
     held_out.append(_held_out(History(lines.batch(), calendar, until_ms), from_events, name))
@@ -87,20 +88,19 @@ def retail_data(path: Path, until: dt.date, seed: int, freqs: Sequence[str]) -> 
 
 
 def synthetic_data(items: int, seed: int, freqs: Sequence[str], share: float = 0.25) -> TrainingData:
-    """Invented shops, none held out: as events with `items` items together, and as tables with ten times as many."""
+    """Invented shops, none held out: as events with `items` items together, and as tables with many times as many."""
     sources = []
     from_events = [freq for freq in freqs if freq in _OF_EVENTS]
     if from_events:
         shops = max(1, round(items / _SHOP_ITEMS))
         made = [_invented(items // shops, _SHOP_DAYS, seed + shop) for shop in range(shops)]
         sources += [_learnt(h, from_events, share / shops, f"invented shop {i}") for i, h in enumerate(made)]
+    tables = max(1, round(_TABLES_PER_ITEM * items))
     for freq in freqs:
-        days = _TABLE_DAYS.get(freq, 0)
-        shops = max(1, round(10 * items / _TABLE_ITEMS)) if days else 0
-        for shop in range(shops):
-            table = generate_series(_TABLE_ITEMS, days, seed + shop, freq)
+        for shop in range(tables):
+            table = generate_series(*_TABLE_SIZES[freq], seed + shop, freq)
             data = table_data(table, held_out=0, name=f"invented {freq} table {shop}")
-            sources += [weighted._replace(share=1.4 * share / shops) for weighted in data.sources]
+            sources += [weighted._replace(share=2.4 * share / tables) for weighted in data.sources]
     return TrainingData(sources, [])
 
 

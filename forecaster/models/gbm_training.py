@@ -41,6 +41,7 @@ class GbmPlan:
     least_rows: int = 100  # of a leaf
     tweedie_power: float = 1.1
     quantile_rows: int = 600_000  # of all rows, at most, for each level
+    addition: float = 0.7  # how sums over steps spread, see GbmConfig
     levels: tuple[float, ...] = (
         0.005, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975, 0.995,
     )  # fmt: skip
@@ -62,19 +63,21 @@ def train(
     plan: GbmPlan,
     covariates: Covariates,
 ) -> GbmModel:
-    """Trees of every freq in `windows`. `validation` says when to stop adding trees, and how sums spread.
+    """Trees of every freq in `windows`. `validation` says when to stop adding trees, and how sums spread; without it,
+    as many are grown as `plan` has, and sums spread as `plan` says.
 
     Windows of one freq have one number of steps.
     """
     trees, addition = {}, {}
     for freq, some in windows.items():
-        learnt, judged = _sample(freq, some, covariates), _sample(freq, validation[freq], covariates)
+        learnt = _sample(freq, some, covariates)
+        judged = _sample(freq, validation[freq], covariates) if freq in validation else None
         # Side by side with one thread each: LightGBM's own threads wait for each other at every split.
         with ThreadPoolExecutor(plan.threads or os.cpu_count()) as pool:
             mean = pool.submit(_grow_mean, learnt, judged, plan)
             quantiles = [pool.submit(_grow_quantile, learnt, judged, level, plan) for level in plan.levels]
             trees[freq] = Trees(mean.result(), [quantile.result() for quantile in quantiles])
-        addition[freq] = 0.5
+        addition[freq] = plan.addition
     config = GbmConfig(
         freqs=tuple(windows),
         levels=plan.levels,
@@ -126,14 +129,14 @@ def _common(plan: GbmPlan) -> dict[str, Any]:
     }
 
 
-def _grow_mean(learnt: _Sample, judged: _Sample, plan: GbmPlan) -> lightgbm.Booster:
+def _grow_mean(learnt: _Sample, judged: _Sample | None, plan: GbmPlan) -> lightgbm.Booster:
     power = plan.tweedie_power
     parameters = _common(plan) | {"objective": "tweedie", "tweedie_variance_power": power, "metric": "tweedie"}
     data, check = _datasets(learnt, judged, np.flatnonzero(np.isfinite(learnt.target)), parameters, 2 - power)
     return _boost(parameters, data, check, plan.mean_trees)
 
 
-def _grow_quantile(learnt: _Sample, judged: _Sample, level: float, plan: GbmPlan) -> lightgbm.Booster:
+def _grow_quantile(learnt: _Sample, judged: _Sample | None, level: float, plan: GbmPlan) -> lightgbm.Booster:
     parameters = _common(plan) | {"objective": "quantile", "alpha": level, "metric": "quantile"}
     known = np.flatnonzero(np.isfinite(learnt.target))
     if len(known) > plan.quantile_rows:
@@ -143,9 +146,10 @@ def _grow_quantile(learnt: _Sample, judged: _Sample, level: float, plan: GbmPlan
 
 
 def _datasets(
-    learnt: _Sample, judged: _Sample, known: NDArray[np.intp], parameters: dict[str, Any], volume: float | None
+    learnt: _Sample, judged: _Sample | None, known: NDArray[np.intp], parameters: dict[str, Any], volume: float | None
 ) -> tuple[Any, Any]:
-    """LightGBM's data of the rows `known`, and of all that judges; rows weigh level^volume, or as quantiles do."""
+    """LightGBM's data of the rows `known`, and of all that judges, if any; rows weigh level^volume, or as quantiles
+    do."""
 
     def weight(sample: _Sample, rows: NDArray[np.intp]) -> NDArray[np.float32]:
         return sample.weight[rows] if volume is None else sample.level[rows] ** np.float32(volume)
@@ -158,12 +162,16 @@ def _datasets(
         categorical_feature=learnt.rows.categorical,
         params=parameters,
     )
+    if judged is None:
+        return data, None
     held = np.flatnonzero(np.isfinite(judged.target))
     check = lightgbm.Dataset(judged.rows.values[held], judged.target[held], weight=weight(judged, held), reference=data)
     return data, check
 
 
 def _boost(parameters: dict[str, Any], data: Any, check: Any, trees: int) -> lightgbm.Booster:
+    if check is None:
+        return lightgbm.train(parameters, data, trees)
     stop = lightgbm.early_stopping(50, verbose=False)
     return lightgbm.train(parameters, data, trees, valid_sets=[check], callbacks=[stop])
 

@@ -6,7 +6,7 @@ import pytest
 from forecaster.synthetic_series import generate_series
 
 
-@pytest.mark.parametrize("freq", ["1d", "1w"])
+@pytest.mark.parametrize("freq", ["1h", "1d", "1w"])
 def test_the_same_arguments_give_the_same_table(freq: str) -> None:
     a, b, other = (generate_series(20, 400, seed, freq) for seed in (1, 1, 2))
     assert np.array_equal(a.units, b.units)
@@ -68,6 +68,27 @@ def test_a_week_is_the_sum_of_its_days() -> None:
     assert weeks.units.sum() > 0.95 * days.units.sum()
 
 
+def test_a_days_hours_sum_to_it() -> None:
+    days, hours = generate_series(25, 60, 7), generate_series(25, 60, 7, "1h")
+    assert hours.units.sum() == days.units.sum()
+    assert np.array_equal(hours.offsets, 24 * days.offsets)
+    assert np.array_equal(np.add.reduceat(hours.units, np.arange(0, len(hours.units), 24)), days.units)
+
+
+def test_shops_differ_in_size_and_evenness() -> None:
+    means, dispersions = [], []
+    for seed in range(40):
+        table = generate_series(30, 400, seed)
+        by_item = [table.units[a:b] for a, b in zip(table.offsets[:-1], table.offsets[1:], strict=True)]
+        sold = [units for units in by_item if units.sum() > 0]
+        means.append(np.median([units.mean() for units in sold]))
+        dispersions.append(np.median([units.var() / units.mean() for units in sold]))
+    assert min(means) < 0.3
+    assert max(means) > 100
+    assert min(dispersions) < 1.5
+    assert max(dispersions) > 20
+
+
 def test_other_frequencies_are_refused() -> None:
-    with pytest.raises(ValueError, match="not by 1h"):
-        generate_series(2, 100, 0, "1h")
+    with pytest.raises(ValueError, match="not by 5m"):
+        generate_series(2, 100, 0, "5m")
