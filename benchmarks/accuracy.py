@@ -97,16 +97,17 @@ def _table(models: dict[str, dict[str, float]]) -> tuple[list[str], list[list[st
 
 
 def write_forecasts(task: Task, contestant: Contestants, path: Path) -> None:
-    """A contestant's forecasts from the first origin, one line a series and step."""
+    """A contestant's forecasts from the first origin, one line a series and step; to hundredths of a unit, which makes
+    the file a third as large."""
     steps = task.prediction_length
     said = next(iter(contestant.forecast(task.table, task.rows, task.origins[0], steps).values()))
     columns = {
         "item_id": np.repeat([task.table.item_ids[row] for row in task.rows.tolist()], steps),
         "step": np.tile(np.arange(1, steps + 1, dtype=np.int16), len(task.rows)),
-        "mean": said.mean.ravel(),
+        "mean": said.mean.ravel().round(2),
     }
     for place, level in enumerate(QUANTILE_LEVELS):
-        columns[f"q{level:g}"] = said.quantiles[:, :, place].ravel()
+        columns[f"q{level:g}"] = said.quantiles[:, :, place].ravel().round(2)
     pq.write_table(pa.table(columns), path, compression="zstd", compression_level=12)
 
 

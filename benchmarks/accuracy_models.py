@@ -45,7 +45,8 @@ class Own(NamedTuple):
 
 
 class Ensemble:
-    """The mean of what several say of each quantile, and the means of the last one, who has the best."""
+    """The mean of what several say of each quantile, whole where all of them say whole units, and the means of the last
+    one, who has the best."""
 
     def __init__(self, name: str, members: Sequence[Contestants]) -> None:
         self.names = (name,)
@@ -59,7 +60,10 @@ class Ensemble:
         said = [
             next(iter(member.forecast(table, rows, running, prediction_length).values())) for member in self._members
         ]
-        return {self.names[0]: Forecasts(np.mean([forecasts.quantiles for forecasts in said], axis=0), said[-1].mean)}
+        quantiles = np.mean([forecasts.quantiles for forecasts in said], axis=0)
+        whole = np.all([(f.quantiles == f.quantiles.round()).all(axis=(1, 2)) for f in said], axis=0)
+        quantiles = np.where(whole[:, None, None], np.floor(quantiles + 0.5), quantiles)
+        return {self.names[0]: Forecasts(quantiles, said[-1].mean)}
 
 
 def own_contestants(task: Task, folder: Path, minutes: float, wanted: tuple[str, ...]) -> dict[str, Own]:

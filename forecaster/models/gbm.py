@@ -179,7 +179,8 @@ def arrange(
     inputs: ModelInputs, quantiles: NDArray[np.float64], mean: NDArray[np.float64], addition: float
 ) -> ModelOutputs:
     """Outputs of the contract from ascending quantiles (item, step, quantile) and means (item, step) of what is sold
-    after the cutoff."""
+    after the cutoff. Of items that have sold whole units only, quantiles are whole: 0.4 pieces are not what one item in
+    ten sells, but no piece is."""
     elapsed = np.clip(np.nan_to_num(inputs.elapsed_fraction[:, 0]), 0, 1)
     share = np.clip(4 * (1 - elapsed), 0, 1)  # nothing is to come at the bucket's end
     quantiles, mean = quantiles.copy(), mean.copy()
@@ -188,10 +189,18 @@ def arrange(
     cumulative = add_up(quantiles, mean, addition).astype(np.float32)
     observed = np.nan_to_num(inputs.running[:, _UNITS])
     final = quantiles.astype(np.float32)
+    whole = _sells_whole_units(inputs)[:, None, None]
+    final, cumulative = (np.where(whole, np.floor(values + 0.5), values) for values in (final, cumulative))
     final[:, 0] += observed[:, None]
     total = mean.astype(np.float32)
     total[:, 0] += observed
     return ModelOutputs(final, total, cumulative)
+
+
+def _sells_whole_units(inputs: ModelInputs) -> NDArray[np.bool_]:
+    """Whether all that is known of an item was sold in whole units: (item,)."""
+    units = np.nan_to_num(np.concatenate([inputs.context[:, :, _UNITS], inputs.running[:, _UNITS, None]], axis=1))
+    return np.asarray((units == np.round(units)).all(axis=1))
 
 
 def add_up(quantiles: NDArray[np.float64], mean: NDArray[np.float64], addition: float) -> NDArray[np.float64]:

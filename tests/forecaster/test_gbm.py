@@ -93,6 +93,14 @@ def test_any_forecast_keeps_the_contracts_promises(model: GbmModel, seed: int) -
     assert (np.diff(cumulative, axis=2) >= 0).all()
 
 
+def test_quantiles_are_whole_where_units_are(model: GbmModel) -> None:
+    whole = windows(range(440, 441))[0].inputs
+    halves = whole._replace(context=whole.context.copy())
+    halves.context[:, -9, UNITS] += 0.5
+    assert all((values == values.round()).all() for values in (model.forecast(whole)[0], model.forecast(whole)[2]))
+    assert not all((values == values.round()).all() for values in model.forecast(halves)[0])
+
+
 def test_a_rows_forecast_is_the_same_bits_whatever_stands_beside_it(model: GbmModel) -> None:
     inputs = with_snap(random_inputs("1d", 20, 5))
     together = model.forecast(inputs)
