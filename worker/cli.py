@@ -30,6 +30,7 @@ _COMMANDS = {
     "forecast": ("worker.forecast", "Forecast the series of a table or a recording, into a file."),
     "train": ("forecaster.train", "Train the served model."),
     "evaluate": ("forecaster.evaluate", "Score models and baselines on a shop's own past sales."),
+    "simulate": ("forecaster.simulate", "Run order policies on past sales: stock, costs, service."),
     "export": ("worker.export", "Make a trained model a version that Triton serves."),
     "model": ("worker.model", "List the served versions, and choose which one workers use."),
 }
