@@ -1,11 +1,11 @@
 """Distributions of demand that are told by quantiles: values, probabilities, means, and what is short of a stock.
 
-Demand is taken to be spread evenly between neighbouring levels. Below the lowest level it runs evenly down to 0 at level
-0. Beyond the highest one its tail is exponential, with the rate at which the quantiles rise from the level nearest to
-0.95 to the highest: the conditional excess over a high threshold tends to a generalised Pareto distribution (J. Pickands,
-1975, Statistical inference using extreme order statistics), of which the exponential is the one with shape 0; tails of
-quantile forecasts are made so by Y. Park, D. Maddix, F.-X. Aubet, K. Kan, J. Gasthaus and Y. Wang, 2022, Learning
-quantile functions without quantile crossing for distribution-free time series forecasting. numpy only.
+Demand is taken to be spread evenly between neighbouring levels. Below the lowest level it runs evenly down to 0 at
+level 0. Beyond the highest one its tail is exponential, with the rate at which the quantiles rise from the level
+nearest to 0.95 to the highest: the excess over a high threshold tends to a generalised Pareto distribution (J.
+Pickands, 1975, Statistical inference using extreme order statistics), of which the exponential is the one with shape 0;
+tails of quantile forecasts are made so by Y. Park, D. Maddix, F.-X. Aubet, K. Kan, J. Gasthaus and Y. Wang, 2022,
+Learning quantile functions without quantile crossing for distribution-free time series forecasting. numpy only.
 """
 
 from __future__ import annotations

@@ -114,7 +114,9 @@ class _LeadTimeType(click.ParamType):
     "--order-cost", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Cost of an order of an item."
 )
 @click.option("--min-order", type=click.FloatRange(min=0), default=0.0, help="Least units of an order.")
-@click.option("--pack", type=click.FloatRange(min=0, min_open=True), default=1.0, help="Units come in packs of so many.")
+@click.option(
+    "--pack", type=click.FloatRange(min=0, min_open=True), default=1.0, help="Units come in packs of so many."
+)
 @click.option("--backorders", is_flag=True, help="Demand without stock is owed and served later, not lost.")
 @click.option(
     "--min-selling-days",
@@ -227,8 +229,8 @@ def headline(question: Question) -> str:
     durations = shop.lead_time.durations
     lead = f"{durations[0]:g}" if len(durations) == 1 else f"{min(durations):g} to {max(durations):g}"
     return (
-        f"{len(shop.rows):,} items, {begin:%Y-%m-%d} to {end:%Y-%m-%d}; looked at every {shop.review_period} days, lead "
-        f"time {lead} days; what is short is {'lost' if rules.lost_sales else 'owed'}"
+        f"{len(shop.rows):,} items, {begin:%Y-%m-%d} to {end:%Y-%m-%d}; looked at every {shop.review_period} days, "
+        f"lead time {lead} days; what is short is {'lost' if rules.lost_sales else 'owed'}"
     )
 
 

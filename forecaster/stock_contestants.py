@@ -74,7 +74,7 @@ class Shop:
     lead_time: LeadTime
 
     @classmethod
-    def of(  # noqa: PLR0913 - each argument is one fact
+    def of(
         cls, table: SeriesTable, rows: NDArray[np.int64], first: int, days: int, review_period: int, lead_time: LeadTime
     ) -> Shop:
         """Everything but the sales themselves, which are looked up."""
@@ -129,9 +129,7 @@ class ModelForecasts:
             window = shop.table.windows(rows, running, steps, self._model.covariates)
             parts.append(self._model.forecast(window.inputs).cumulative_quantiles)
         ends = np.arange(1.0, steps + 1)
-        return protected_demand(
-            np.concatenate(parts), ends, QUANTILE_LEVELS, shop.lead_time, float(shop.review_period)
-        )
+        return protected_demand(np.concatenate(parts), ends, QUANTILE_LEVELS, shop.lead_time, float(shop.review_period))
 
 
 class MovingAverage:

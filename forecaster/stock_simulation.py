@@ -150,7 +150,9 @@ def outcome(ledger: Ledger, days: slice) -> Outcome:
     count = part.demand.shape[1]
     total = part.demand.sum(axis=1)
     short, stock = part.short.sum(axis=1), part.stock.mean(axis=1)
-    holding, shortage, ordering = (values.sum(axis=1) / count for values in (part.holding, part.shortage, part.ordering))
+    holding, shortage, ordering = (
+        values.sum(axis=1) / count for values in (part.holding, part.shortage, part.ordering)
+    )
     served = np.where(total > 0, 1 - short / np.maximum(total, 1e-12), 1.0)
     cycles = np.maximum(part.cycles.sum(axis=1), 1)
     return Outcome(

@@ -62,8 +62,8 @@ HOMES = {
     "pandas": ("forecaster/baselines_mlforecast.py",),
     "prometheus_client": ("worker/app.py", "worker/metrics.py"),
     # Whoever talks to the broker beside the Faust app: topics, the shop's calendar, recordings, replays, checks,
-    # retries of dead letters, demo, local stack, the transport's reader, and the watchdog, which must not depend on the
-    # app's own connection.
+    # retries of dead letters, orders, demo, local stack, the transport's reader, and the watchdog, which must not
+    # depend on the app's own connection.
     "confluent_kafka": (
         "worker/demo_watch.py",
         "worker/global_calendar.py",
@@ -74,6 +74,8 @@ HOMES = {
         "worker/replay.py",
         "worker/replay_topics.py",
         "worker/replayer.py",
+        "worker/replenish.py",
+        "worker/replenishment_stream.py",
         "worker/retry.py",
         "worker/topic_reading.py",
         "worker/topic_recorder.py",
@@ -94,7 +96,7 @@ BASE_IMPORTS = {
 }
 # One concept in several files: a lane, its parts, and who begins and ends lanes; who makes forecasts and what is sent
 # of them; the transport and its reader; dead letters, how they are mended and how they are sent again; the recorder of
-# topics, where it begins and ends, and what it takes out of values.
+# topics, where it begins and ends, and what it takes out of values; orders, their policies and their topics.
 PAIRS = {
     "lane": {"aside", "held_records", "lane_state", "reject_watch"},
     "lane_state": {"aside"},
@@ -111,6 +113,9 @@ PAIRS = {
     "table_mappings": {"tables"},
     "backfill_tables": {"tables"},
     "recorded_snapshot": {"snapshot"},
+    "replenishment": {"replenishment_policies"},
+    "replenishment_records": {"replenishment"},
+    "replenishment_stream": {"replenishment", "replenishment_records", "topic_reading"},
 }
 # Commands and composition roots wire the rest, and only they import each other.
 ROOTS = {
@@ -129,6 +134,7 @@ ROOTS = {
     "record",
     "recording",
     "replay",
+    "replenish",
     "restore",
     "run",
     "show",
@@ -150,6 +156,7 @@ READ_ENVIRONMENT = {
     "worker/record.py",
     "worker/recording.py",
     "worker/replay.py",
+    "worker/replenish.py",
     "worker/restore.py",
     "worker/run.py",
     "worker/show.py",

@@ -17,7 +17,7 @@ from feature_store.events import (
     ProductEvent,
     StockEvent,
 )
-from worker.schemas import PUBLISHED, ClockTick, Forecast, ForecastStep
+from worker.schemas import PUBLISHED, ClockTick, Forecast, ForecastStep, Replenishment
 
 GOLDEN = Path(__file__).parent / "golden"
 LIMITS = DecodeLimits(currency="GBP")
@@ -129,21 +129,62 @@ BARE_FORECAST = Forecast(
     degraded=False,
 )
 
+REPLENISHMENT = Replenishment(
+    replenishment_id="r-1",
+    item_id="mug@york",
+    product_id="mug",
+    location_id="york",
+    quantity=24.0,
+    reason="3 on hand and 12 on order are at or below 31.5: up to 31.5",
+    policy="order_up_to",
+    review_time=1710504000000,
+    event_time=1710504000456,
+    service_level=0.95,
+    service_measure="fill_rate",
+    lead_time_s=259200.0,
+    forecast_id="f-1",
+    on_hand=3.0,
+    on_order=12.0,
+    reorder_point=31.5,
+    order_up_to=31.5,
+)
+BARE_REPLENISHMENT = Replenishment(
+    replenishment_id="r-1",
+    item_id="mug",
+    product_id="mug",
+    location_id="",
+    quantity=1.0,
+    reason="",
+    policy="s_S",
+    review_time=1710504000000,
+    event_time=1710504000456,
+    service_level=0.5,
+    service_measure="cycle_service",
+    lead_time_s=0.0,
+    forecast_id="f-1",
+    on_hand=0.0,
+    on_order=0.0,
+    reorder_point=0.25,
+    order_up_to=1.0,
+)
+
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
         ("forecast_v1_full", FORECAST),
         ("forecast_v1_minimal", BARE_FORECAST),
+        ("replenishment_v1_full", REPLENISHMENT),
+        ("replenishment_v1_minimal", BARE_REPLENISHMENT),
         ("clock_v1_full", ClockTick(1710504000008, {"shop.orders.v1": 42, "shop.clicks.v1": 0})),
         ("clock_v1_minimal", ClockTick(1710504000008, {})),
     ],
 )
-def test_published_messages_decode_as_ever(name: str, expected: Forecast | ClockTick) -> None:
+def test_published_messages_decode_as_ever(name: str, expected: Forecast | Replenishment | ClockTick) -> None:
     assert msgspec.json.decode((GOLDEN / f"{name}.json").read_bytes(), type=type(expected)) == expected
 
 
-@pytest.mark.parametrize("name", ["forecast_v1_full", "clock_v1_full"])
+@pytest.mark.parametrize("name", ["forecast_v1_full", "replenishment_v1_full", "clock_v1_full"])
 def test_what_is_published_still_has_every_field(name: str) -> None:
     golden = msgspec.json.decode((GOLDEN / f"{name}.json").read_bytes())
     decoded = msgspec.json.decode((GOLDEN / f"{name}.json").read_bytes(), type=PUBLISHED[name.partition("_")[0]])

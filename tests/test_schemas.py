@@ -65,6 +65,8 @@ def test_the_minimal_message_has_nothing_that_could_be_left_out(name: str) -> No
         ("stock", {"on_order": -1}),
         ("forecast", {"revision": 0}),
         ("forecast", {"steps": [{}]}),
+        ("replenishment", {"quantity": 0}),
+        ("replenishment", {"service_level": 1}),
         ("clock", {"next_offsets": {"shop.orders.v1": "7"}}),
     ],
 )

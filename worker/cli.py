@@ -31,6 +31,7 @@ _COMMANDS = {
     "train": ("forecaster.train", "Train the served model."),
     "evaluate": ("forecaster.evaluate", "Score models and baselines on a shop's own past sales."),
     "simulate": ("forecaster.simulate", "Run order policies on past sales: stock, costs, service."),
+    "replenish": ("worker.replenish", "Order stock from forecasts and stock reports."),
     "export": ("worker.export", "Make a trained model a version that Triton serves."),
     "model": ("worker.model", "List the served versions, and choose which one workers use."),
 }

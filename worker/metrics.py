@@ -1,6 +1,6 @@
 """Every metric: name, type, unit and meaning. Dashboards and documents name only these."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 REGISTRY = CollectorRegistry()
 
@@ -40,3 +40,18 @@ BATCH_SECONDS = Histogram(
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5, 30),
     registry=REGISTRY,
 )
+REPLENISHMENTS = Counter("shelfcast_replenishments", "Orders acknowledged by Kafka.", ["policy"], registry=REGISTRY)
+REPLENISHMENT_REVIEWS = Counter(
+    "shelfcast_replenishment_reviews",
+    "Items looked at by `shelfcast replenish`: ordered, or covered by what is there.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+REPLENISHMENT_REFUSED = Counter(
+    "shelfcast_replenishment_refused", "Records that could not be used for orders.", ["source"], registry=REGISTRY
+)
+
+
+def serve(host: str, port: int) -> None:
+    """Answer GET /metrics from a thread of its own, for commands that have no web server."""
+    start_http_server(port, host, REGISTRY)

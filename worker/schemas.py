@@ -49,6 +49,30 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     degraded: Annotated[bool, Meta(description="true = a baseline stood in for the model")] = False
 
 
+class Replenishment(msgspec.Struct, frozen=True, kw_only=True):
+    """An order of one item. Key: item_id. The same order may be sent twice: consumers keep the first of an id."""
+
+    replenishment_id: Annotated[str, Meta(description="hash of item, review_time and policy")]
+    item_id: str
+    product_id: str
+    location_id: str = ""
+    quantity: Annotated[float, Meta(gt=0, description="units to order, whole packs")]
+    reason: Annotated[str, Meta(description="for a person: what is there, and what is needed")] = ""
+    policy: Annotated[str, Meta(description="order_up_to, s_S or newsvendor")]
+    review_time: Annotated[
+        int, Meta(description="moment of the review that the order is of, milliseconds UTC: one order a review")
+    ]
+    event_time: Annotated[int, Meta(description="event time at which it was decided, milliseconds UTC")]
+    service_level: Annotated[float, Meta(gt=0, lt=1, description="share of periods, or with fill_rate of units")]
+    service_measure: Annotated[str, Meta(description="cycle_service or fill_rate")] = "cycle_service"
+    lead_time_s: Annotated[float, Meta(ge=0, description="expected seconds until the goods arrive")]
+    forecast_id: Annotated[str, Meta(description="of the forecast that it was decided by")]
+    on_hand: Annotated[float, Meta(description="units in stock; below zero = owed to customers")]
+    on_order: Annotated[float, Meta(ge=0, description="units on their way before this order")]
+    reorder_point: Annotated[float, Meta(ge=0, description="units at or below which is ordered")]
+    order_up_to: Annotated[float, Meta(ge=0, description="units up to which is ordered")]
+
+
 class ClockTick(msgspec.Struct, frozen=True):
     """A replay's clock, one message a partition: all records below next_offsets happened before event_time."""
 
@@ -56,7 +80,11 @@ class ClockTick(msgspec.Struct, frozen=True):
     next_offsets: Annotated[dict[str, int], Meta(description="by topic the first offset that is not yet due")]
 
 
-PUBLISHED: dict[str, type[msgspec.Struct]] = {"forecast": Forecast, "clock": ClockTick}
+PUBLISHED: dict[str, type[msgspec.Struct]] = {
+    "forecast": Forecast,
+    "replenishment": Replenishment,
+    "clock": ClockTick,
+}
 
 
 def json_schemas() -> dict[str, dict[str, Any]]:

@@ -198,6 +198,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.namespace}.forecasts.v1"
 
     @property
+    def topic_replenishment(self) -> str:
+        """Output topic of orders."""
+        return f"{self.namespace}.replenishment.v1"
+
+    @property
     def input_topics(self) -> dict[str, str]:
         """Source by topic, for the topics that lanes consume."""
         return {getattr(self, f"topic_{source}"): source for source in INPUT_SOURCES}
