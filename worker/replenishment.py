@@ -1,10 +1,10 @@
 """Orders of one partition's items: from forecasts and stock reports, in the order of their event time. No Kafka here.
 
-Time is that of the records: when one is of a later moment than an item's next review, the review is held first, with
-what was known before. An item is reviewed once a review period, at the latest moment that its policy names; a review
-that could not be held, since no forecast or no stock was known, is held as soon as both are. So what is ordered is a
-function of the records and their order alone, and an order's id of item, moment and policy: a review that is held again
-after a kill can only give the same id.
+Time is that of the records. An item is reviewed once a review period, of the latest moment that its policy names: as
+soon as there is a forecast that was made at that moment or later, and stock; or with an older forecast once the
+policy's wait is over, that is when a record of a later time comes. So what is ordered is a function of the records and
+their order alone, and an order's id of item, moment and policy: a review that is held again after a kill can only give
+the same id.
 """
 
 from __future__ import annotations
@@ -173,10 +173,7 @@ class Reviews:
             self.time_ms = time_ms
             if time_ms >= self._next_ms:
                 made = self._review(list(self._items.values()))
-                self._next_ms = min(
-                    (i.policy.review_before(time_ms) + i.policy.review_period_ms for i in self._items.values()),
-                    default=time_ms,
-                )
+                self._next_ms = min((i.policy.wait_ends_after(time_ms) for i in self._items.values()), default=time_ms)
         return made
 
     def _item(self, identity: Identity) -> _Item:
@@ -185,8 +182,7 @@ class Reviews:
             item = _Item(identity, self._policy_of(identity, self._category(identity)))
             item.orders = self._by_item.pop(identity.item_id, [])
             self._items[identity.item_id] = item
-            due = item.policy.review_before(self.time_ms) + item.policy.review_period_ms
-            self._next_ms = min(self._next_ms, due)
+            self._next_ms = min(self._next_ms, item.policy.wait_ends_after(self.time_ms))
         return item
 
     def _category(self, identity: Identity) -> str:
@@ -198,7 +194,8 @@ class Reviews:
             for item in items
             if item.outlook is not None
             and item.stock is not None
-            and item.reviewed < item.policy.review_before(self.time_ms)
+            and item.reviewed < (moment := item.policy.review_before(self.time_ms))
+            and (item.outlook.cutoff >= moment or self.time_ms >= moment + item.policy.review_wait_ms)
         ]
         if not due or self._restoring == "missed":
             return []

@@ -49,6 +49,7 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     freq: str = "1d"
     review_period: str = "1d"
     review_offset: str = "0s"
+    review_wait: str = "1h"
     lead_time: str | dict[str, float] = "1d"
     service_level: _Share | None = None
     fill_rate: _Share | None = None
@@ -69,6 +70,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         service_level: probability that demand does not exceed what is ordered up to; the aim where `by_fill_rate`.
+        review_wait_ms: how long after a review's moment a forecast that was made since is waited for.
         batch: units from the reorder point up to the order-up-to level: given, or None = the economic quantity.
         holding_cost: of a unit over a day.
     """
@@ -77,6 +79,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     freq: str
     review_period_ms: int
     review_offset_ms: int
+    review_wait_ms: int
     lead_time: LeadTime
     service_level: float
     by_fill_rate: bool
@@ -93,6 +96,11 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         """The last moment at or before a time at which the item is looked at."""
         since = (time_ms - self.review_offset_ms) // self.review_period_ms
         return since * self.review_period_ms + self.review_offset_ms
+
+    def wait_ends_after(self, time_ms: int) -> int:
+        """The first moment after a time at which a review is held with whatever forecast there is."""
+        moment = self.review_before(time_ms) + self.review_wait_ms
+        return moment if moment > time_ms else moment + self.review_period_ms
 
 
 class Policies:
@@ -163,8 +171,8 @@ def _made(said: dict[str, Any], where: str) -> Policy:
         if section.freq not in WINDOWS:
             raise ValueError(f"freq: {section.freq!r} is not one of {', '.join(WINDOWS)}")
         review_period_ms = _duration_ms("review_period", section.review_period)
-        if review_period_ms == 0:
-            raise ValueError("review_period is above 0")
+        if review_period_ms <= _duration_ms("review_wait", section.review_wait):
+            raise ValueError("review_period is above review_wait")
         service_level, by_fill_rate = _aim(section)
         batch = _batch(section)
         return Policy(
@@ -172,6 +180,7 @@ def _made(said: dict[str, Any], where: str) -> Policy:
             freq=section.freq,
             review_period_ms=review_period_ms,
             review_offset_ms=_duration_ms("review_offset", section.review_offset),
+            review_wait_ms=_duration_ms("review_wait", section.review_wait),
             lead_time=_lead_time(section.lead_time),
             service_level=service_level,
             by_fill_rate=by_fill_rate,
