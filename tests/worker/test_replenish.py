@@ -91,7 +91,7 @@ def test_killed_at_any_moment_and_run_again_each_need_is_ordered_once(
     assert whole.run(*options).returncode == 0
     expected = {order.replenishment_id: order for order in whole.sent()}
     kills = 0
-    for moment in (1, 2, 4, 6, 7, 8):
+    for moment in (1, 3, 4, 7):
         directory = tmp_path / str(moment)
         directory.mkdir()
         shop = ReplenishedShop(broker, directory)
@@ -104,7 +104,7 @@ def test_killed_at_any_moment_and_run_again_each_need_is_ordered_once(
         first = {order.replenishment_id: order for order in reversed(sent)}
         assert first == expected, moment
         assert len(sent) == len(expected), f"killed at moment {moment}: an order that stood there was sent again"
-    assert kills >= 4
+    assert kills == 4
 
 
 def test_categories_are_read_where_a_policy_is_of_one(shop: ReplenishedShop) -> None:
