@@ -11,6 +11,7 @@ Learning quantile functions without quantile crossing for distribution-free time
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 _TAIL_FROM = 0.95
-_HALVINGS = 60  # of a mixture's bracket: to the last bits of a float64
+_HALVINGS = 40  # of a mixture's bracket: to a millionth of a millionth of it
 
 
 class DemandDistribution:
@@ -29,7 +30,7 @@ class DemandDistribution:
         levels: float64 (level,), ascending, within (0, 1).
     """
 
-    def __init__(self, quantiles: NDArray[np.floating], levels: Sequence[float] | Floats) -> None:
+    def __init__(self, quantiles: NDArray[np.floating[Any]], levels: Sequence[float] | Floats) -> None:
         self.levels: Floats = np.asarray(levels, dtype=np.float64)
         # 32-bit quantiles may be a last bit out of order.
         self.quantiles: Floats = np.maximum.accumulate(np.maximum(quantiles.astype(np.float64), 0.0), axis=-1)
@@ -70,9 +71,13 @@ class DemandDistribution:
         inside = self._heights[left] + np.clip((demand - low) / width, 0.0, 1.0) * (
             self._heights[left + 1] - self._heights[left]
         )
-        excess = np.maximum(self._excess, np.finfo(np.float64).tiny)
-        beyond = 1 - (1 - self.levels[-1]) * np.exp(-np.maximum(demand - self._knots[:, -1], 0.0) / excess)
+        beyond = 1 - (1 - self.levels[-1]) * self._tail(demand - self._knots[:, -1])
         return np.where(demand < 0, 0.0, np.where(at >= last, beyond, inside))
+
+    def _tail(self, over: Floats) -> Floats:
+        """Share of the demand beyond the highest level that is further beyond it than this; without a tail none is."""
+        has_tail = self._excess > 0
+        return np.where(has_tail, np.exp(-np.maximum(over, 0.0) / np.where(has_tail, self._excess, 1.0)), over <= 0)
 
     def mean(self) -> Floats:
         """Expected demand, the integral of the quantile function over all levels: float64 (item,)."""
@@ -95,8 +100,7 @@ class DemandDistribution:
         area = (1 - begin) * 0.5 * (bottom + np.maximum(high - floor, 0.0)) * np.diff(self._heights)
         top = self._knots[:, -1]
         over = np.maximum(floor[:, 0] - top, 0.0)
-        excess = np.maximum(self._excess, np.finfo(np.float64).tiny)
-        tail = (1 - self.levels[-1]) * (np.maximum(top - floor[:, 0], 0.0) + self._excess * np.exp(-over / excess))
+        tail = (1 - self.levels[-1]) * (np.maximum(top - floor[:, 0], 0.0) + self._excess * self._tail(over))
         return np.asarray(area.sum(axis=1) + tail + np.maximum(-stock, 0.0))
 
 

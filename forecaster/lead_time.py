@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +47,7 @@ class LeadTime:
 
 
 def demand_until(
-    cumulative: NDArray[np.floating], ends: Sequence[float] | Floats, levels: Sequence[float] | Floats, time: float
+    cumulative: NDArray[np.floating[Any]], ends: Sequence[float] | Floats, levels: Sequence[float] | Floats, time: float
 ) -> DemandDistribution:
     """Demand from the cutoff until `time`, by interpolating each level between the steps' ends.
 
@@ -72,7 +73,7 @@ def demand_until(
 
 
 def protected_demand(
-    cumulative: NDArray[np.floating],
+    cumulative: NDArray[np.floating[Any]],
     ends: Sequence[float] | Floats,
     levels: Sequence[float] | Floats,
     lead_time: LeadTime,
@@ -92,4 +93,4 @@ def demand_between(early: Demand, late: Demand, probability: float) -> Floats:
     means = late.mean() - early.mean()
     squares = (late.value(probability) - late.mean()) ** 2 - (early.value(probability) - early.mean()) ** 2
     sign = np.sign(late.value(probability) - late.mean())
-    return np.maximum(means + sign * np.sqrt(np.maximum(squares, 0.0)), 0.0)
+    return np.asarray(np.maximum(means + sign * np.sqrt(np.maximum(squares, 0.0)), 0.0))

@@ -27,7 +27,7 @@ def critical_ratio(underage_cost: float, overage_cost: float) -> float:
 def economic_quantity(demand_rate: Floats, order_cost: float, holding_cost: Floats | float) -> Floats:
     """Order quantity at which ordering and holding cost the same, √(2 K λ / h): float64 (item,) (F. Harris, 1913, How
     many parts to make at once). `demand_rate` in units, `holding_cost` of a unit, in the same time."""
-    return np.sqrt(2 * order_cost * np.maximum(demand_rate, 0.0) / holding_cost)
+    return np.asarray(np.sqrt(2 * order_cost * np.maximum(demand_rate, 0.0) / holding_cost))
 
 
 def shelf_life_cap(level: Floats, sellable: Demand) -> Floats:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from forecaster.demand_distribution import Floats
 from forecaster.evaluate import models_of
 from forecaster.evaluation_summary import local_times
 from forecaster.lead_time import LeadTime
@@ -34,7 +36,7 @@ _SELLING_WINDOW = 91
 _SEED = 0
 
 
-class _LeadTimeType(click.ParamType):
+class LeadTimeType(click.ParamType):
     """`7`, or `2:0.7,5:0.3`: whole days, each with its probability."""
 
     name = "DAYS"
@@ -73,7 +75,7 @@ class _LeadTimeType(click.ParamType):
     "--review-period", type=click.IntRange(min=1), default=7, show_default=True, help="Days between looks at the stock."
 )
 @click.option(
-    "--lead-time", type=_LeadTimeType(), default="7", show_default=True, help="Days, or 2:0.7,5:0.3 for a distribution."
+    "--lead-time", type=LeadTimeType(), default="7", show_default=True, help="Days, or 2:0.7,5:0.3 for a distribution."
 )
 @click.option("--weeks", type=click.IntRange(min=1), default=4, show_default=True, help="Last weeks, that are judged.")
 @click.option(
@@ -109,6 +111,11 @@ class _LeadTimeType(click.ParamType):
     type=click.FloatRange(min=0),
     help="Cost of a unit short, as a share of its price; with --backorders over a day.  "
     "[default: that for which the target costs least]",
+)
+@click.option(
+    "--equal-shortage",
+    is_flag=True,
+    help="A unit short costs the same whatever its price: what the median item's does.",
 )
 @click.option(
     "--order-cost", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Cost of an order of an item."
@@ -185,17 +192,15 @@ def question_of(table: SeriesTable, arguments: dict[str, Any]) -> Question:
     shop = Shop.of(table, rows, first, end - first, review, lead_time)
     price = unit_prices(table, rows, first)
     holding = arguments["holding_rate"] / DAYS_A_YEAR * price
-    shortage = arguments["shortage_rate"]
+    shortage = _shortage_cost(arguments, price, holding)
+    ratio = shortage / holding
+    shop = replace(shop, odds=ratio / np.median(ratio))
     rules = StockRules(
         review_period=review,
         lead_time=lead_time,
         lost_sales=not arguments["backorders"],
         holding_cost=holding,
-        shortage_cost=(
-            implied_shortage_cost(holding, 1 if arguments["backorders"] else review, arguments["target"])
-            if shortage is None
-            else shortage * price
-        ),
+        shortage_cost=shortage,
         order_cost=arguments["order_cost"],
         min_order=arguments["min_order"],
         pack=arguments["pack"],
@@ -211,13 +216,22 @@ def question_of(table: SeriesTable, arguments: dict[str, Any]) -> Question:
     )
 
 
+def _shortage_cost(arguments: dict[str, Any], price: Floats, holding: Floats) -> Floats:
+    if arguments["shortage_rate"] is not None:
+        cost = arguments["shortage_rate"] * price
+    else:
+        period = 1 if arguments["backorders"] else arguments["review_period"]
+        cost = implied_shortage_cost(holding, period, arguments["target"])
+    return np.full(len(cost), np.median(cost)) if arguments["equal_shortage"] else cost
+
+
 def _rows(table: SeriesTable, first: int, selling_days: int, most: int | None) -> NDArray[np.int64]:
     begun: NDArray[np.int64] = np.flatnonzero(table.first_bucket < first)
     past = np.nan_to_num(targets(table, begun, first - _SELLING_WINDOW, _SELLING_WINDOW))
-    rows = begun[(past > 0).sum(axis=1) >= selling_days]
+    rows: NDArray[np.int64] = begun[(past > 0).sum(axis=1) >= selling_days]
     if most is None or len(rows) <= most:
         return rows
-    return np.sort(np.random.default_rng(_SEED).choice(rows, most, replace=False))
+    return np.asarray(np.sort(np.random.default_rng(_SEED).choice(rows, most, replace=False)))
 
 
 def headline(question: Question) -> str:

@@ -39,7 +39,7 @@ def cost_by_service(question: Question, found: Mapping[str, Found]) -> str:
 
 
 def _highest_shown(found: Mapping[str, Found]) -> float:
-    """Twice what the dearest of the tuned costs is cut off at: curves go up without end at both ends."""
+    """Where the plots end: above the dearest of the tuned costs. Curves go on upwards at both ends."""
     return 1.6 * max(float(one.tuned.cost[0]) for one in found.values())
 
 
@@ -54,6 +54,7 @@ def cost_parts(found: Mapping[str, Found]) -> str:
             axis.barh(names, width, left=left, color=colour, height=0.62, label=part)
             left += width
         axis.set_xlabel("cost a day")
+        axis.set_axisbelow(True)
         axis.grid(axis="y", visible=False)
         axis.legend(frameon=False, fontsize=8, loc="lower right", ncols=3)
         return svg(figure)

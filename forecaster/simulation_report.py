@@ -19,9 +19,9 @@ _COLUMNS = (
     ("holding", "holding"),
     ("shortage", "shortage"),
     ("ordering", "ordering"),
-    ("mean_stock", "mean stock"),
-    ("lost_units", "units short"),
-    ("turns", "turns a year"),
+    ("mean_stock", "stock"),
+    ("lost_units", "short"),
+    ("turns", "turns"),
     ("orders", "orders"),
 )
 

@@ -9,10 +9,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from forecaster.demand_distribution import Floats
 from forecaster.ordering import economic_quantity
 from forecaster.rolling_origins import targets
 from forecaster.series import SeriesTable
-from forecaster.stock_contestants import Contestant, Floats, Shop
+from forecaster.stock_contestants import Contestant, Shop
 from forecaster.stock_simulation import Ledger, Levels, Outcome, StockRules, outcome, simulate
 
 Service = Literal["fill_rate", "cycle_service"]

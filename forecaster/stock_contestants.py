@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -25,6 +26,7 @@ from forecaster.series import SeriesTable
 PROBABILITIES: Floats = 1 / (1 + np.exp(-np.linspace(-1.5, 8.5, 51)))
 SAFETY_FACTORS: Floats = np.linspace(-0.5, 6.0, 66)
 _ONE: Floats = np.ones(1)
+_NEARLY_ONE = 1 - 1e-15  # a probability of which a normal's quantile is still a number
 _WEEK = 7
 _ERROR_DAYS = 91  # origins, a day apart, whose errors the seasonal naive forecast learns from
 _ROWS = 2_048  # windows at once: their inputs take about as many times 30 kB
@@ -62,6 +64,9 @@ class Shop:
         history: days before day 0 that `sold` begins at.
         sold: float64 (item, history + days) units; what is not known counts as none.
         review_period, lead_time: in days.
+        odds: float64 (item,): a unit short over a unit too many, what they cost, as a multiple of the median item's.
+            Where it is not 1 for all, a safety factor is the median item's, and the odds of each item's probability are
+            its multiple of that one's: the critical ratios of the newsvendor, all moved together.
     """
 
     table: SeriesTable
@@ -72,6 +77,7 @@ class Shop:
     sold: Floats
     review_period: int
     lead_time: LeadTime
+    odds: Floats
 
     @classmethod
     def of(
@@ -80,7 +86,7 @@ class Shop:
         """Everything but the sales themselves, which are looked up."""
         history = _ERROR_DAYS + _WEEK + review_period + int(lead_time.longest)
         sold = np.nan_to_num(targets(table, rows, first - history, history + days)).astype(np.float64)
-        return cls(table, rows, first, days, history, sold, review_period, lead_time)
+        return cls(table, rows, first, days, history, sold, review_period, lead_time, np.ones(len(rows)))
 
     @property
     def demand(self) -> Floats:
@@ -92,6 +98,16 @@ class Shop:
         """Days to be covered, for each duration of the lead time."""
         return [self.review_period + int(duration) for duration in self.lead_time.durations]
 
+    @property
+    def has_own_odds(self) -> bool:
+        """Whether they are not those of the median item for all."""
+        return bool(np.ptp(self.odds) > 1e-9)
+
+    def probabilities(self, factors: Floats) -> Floats:
+        """Of each item, float64 (factor, item), where the median item's are `factors`."""
+        odds = (factors / (1 - factors))[:, None] * self.odds
+        return np.asarray(odds / (1 + odds))
+
     def before(self, day: int, length: int) -> Floats:
         """Units of the days before a day: float64 (item, length)."""
         return self.sold[:, self.history + day - length : self.history + day]
@@ -99,7 +115,7 @@ class Shop:
 
 def _of_demand(demand: Demand, shop: Shop, factors: Floats) -> Answer:
     horizon = shop.review_period + shop.lead_time.mean
-    return Answer(np.stack([demand.value(float(p)) for p in factors]), demand.mean() / horizon)
+    return Answer(np.stack([demand.value(p) for p in shop.probabilities(factors)]), demand.mean() / horizon)
 
 
 class ModelForecasts:
@@ -141,10 +157,13 @@ class MovingAverage:
 
     factors = SAFETY_FACTORS
 
-    def __init__(self, window: int, shop: Shop) -> None:
-        self.name = f"moving average, {window} days"
+    def __init__(self, window: int, shop: Shop, *, by_odds: bool = False) -> None:
+        """`by_odds`: z is that of the median item, others have those of their own probabilities."""
+        self.name = f"moving average, {window} days" + (", own ratios" if by_odds else "")
         self._window = window
         self._shop = shop
+        self._by_odds = by_odds
+        self._own: tuple[Floats, Floats] | None = None  # factors, and each item's own
 
     def answer(self, day: int, factors: Floats) -> Answer:
         """See Contestant."""
@@ -152,7 +171,17 @@ class MovingAverage:
         mean, variance = past.mean(axis=1), past.var(axis=1, ddof=1)
         horizon = self._shop.review_period + lead_time.mean
         deviation = np.sqrt(variance * horizon + mean**2 * lead_time.variance)
-        return Answer(np.maximum(mean * horizon + factors[:, None] * deviation, 0.0), mean)
+        return Answer(np.maximum(mean * horizon + self._factors(factors) * deviation, 0.0), mean)
+
+    def _factors(self, factors: Floats) -> Floats:
+        if not self._by_odds:
+            return factors[:, None]
+        if self._own is None or self._own[0] is not factors:
+            normal = NormalDist()
+            shares = self._shop.probabilities(np.array([normal.cdf(z) for z in factors.tolist()]))
+            own = [[normal.inv_cdf(min(p, _NEARLY_ONE)) for p in row] for row in shares.tolist()]
+            self._own = factors, np.array(own)
+        return self._own[1]
 
 
 class SeasonalNaive:
@@ -202,4 +231,6 @@ def everyone(shop: Shop, models_by_name: Mapping[str, DemandModel], windows: Seq
     """All contestants, models first. `windows`: of the moving averages, in days."""
     models: list[Contestant] = [ModelForecasts(name, model, shop) for name, model in models_by_name.items()]
     averages = [MovingAverage(window, shop) for window in windows]
+    if shop.has_own_odds:
+        averages += [MovingAverage(window, shop, by_odds=True) for window in windows]
     return [*models, *averages, SeasonalNaive(shop), PerfectForesight(shop)]

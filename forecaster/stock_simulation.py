@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,7 +75,7 @@ class Ledger(NamedTuple):
 
 
 def simulate(
-    demand: NDArray[np.floating], rules: StockRules, levels: Callable[[int], Levels], start: NDArray[np.float64]
+    demand: NDArray[np.floating[Any]], rules: StockRules, levels: Callable[[int], Levels], start: NDArray[np.float64]
 ) -> Ledger:
     """Run stock through a stretch of days.
 

@@ -113,8 +113,9 @@ PAIRS = {
     "table_mappings": {"tables"},
     "backfill_tables": {"tables"},
     "recorded_snapshot": {"snapshot"},
-    "replenishment": {"replenishment_policies"},
-    "replenishment_records": {"replenishment"},
+    "replenishment": {"replenishment_orders", "replenishment_policies"},
+    "replenishment_orders": {"replenishment_policies"},
+    "replenishment_records": {"replenishment", "replenishment_orders"},
     "replenishment_stream": {"replenishment", "replenishment_records", "topic_reading"},
 }
 # Commands and composition roots wire the rest, and only they import each other.

@@ -15,13 +15,15 @@ from confluent_kafka.admin import AdminClient
 
 from worker import metrics
 from worker.errors import SettingsError, TopicError
-from worker.replenishment import Identity, Reviews
+from worker.replenishment import Reviews
+from worker.replenishment_orders import Identity
 from worker.replenishment_policies import Policies, Policy
 from worker.replenishment_stream import ReplenishmentStream, StreamPlan
 from worker.schemas import Replenishment
 from worker.settings import Settings, load_settings
 from worker.topic_reading import TopicReading
 from worker.topics import WantedTopic, create_topics, kafka_client_config
+from worker.transport import murmur2_partition
 
 
 @click.command("replenish")
@@ -49,6 +51,8 @@ def command(path: Path, dry_run: bool, replaying: bool, to_end: bool, metrics_po
     \b
     shelfcast replenish --policies policies.toml --dry-run
     """
+    if dry_run and (replaying or to_end):
+        raise click.UsageError("--dry-run shows the present review alone: it goes without --replay and --to-end")
     settings = load_settings(os.environ)
     policies = Policies.read(path)
     plan = _plan(settings, policies, replaying)
@@ -93,6 +97,7 @@ def _plan(settings: Settings, policies: Policies, replaying: bool) -> StreamPlan
         session_timeout_s=settings.kafka_session_timeout_s,
         replaying=replaying,
         latest_ms=(lambda: 2**62) if replaying else (lambda: time.time_ns() // 1_000_000 + settings.max_future_ms),
+        partition_of=lambda product_id: murmur2_partition(product_id, settings.partition_count),
     )
 
 

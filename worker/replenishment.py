@@ -9,53 +9,12 @@ the same id.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
-import msgspec
-import numpy as np
-from numpy.typing import NDArray
-
-from forecaster.demand_distribution import Demand, Floats
-from forecaster.lead_time import demand_between, protected_demand
-from forecaster.ordering import economic_quantity, fill_rate_level, order_quantity, shelf_life_cap
+from worker.replenishment_orders import Due, Identity, Outlook, StockReport, orders_of
 from worker.replenishment_policies import Policy
 from worker.schemas import Replenishment
-
-_DAY_MS = 86_400_000
-
-
-class Outlook(NamedTuple):
-    """What is kept of an item's forecast.
-
-    Attributes:
-        ends: end of each step, milliseconds UTC.
-        cumulative: float32 (step, level), units from `cutoff` to each end.
-    """
-
-    forecast_id: str
-    cutoff: int
-    revision: int
-    ends: tuple[int, ...]
-    levels: tuple[float, ...]
-    cumulative: NDArray[np.float32]
-
-
-class StockReport(NamedTuple):
-    """Stock of an item, in units."""
-
-    event_time: int
-    on_hand: float
-    on_order: float
-
-
-class Identity(NamedTuple):
-    """Of an item."""
-
-    item_id: str
-    product_id: str
-    location_id: str
 
 
 class _Item:
@@ -95,6 +54,8 @@ class Reviews:
 
     Attributes:
         time_ms: event time that has been reached.
+        are_put_off: orders are not returned at once but by `orders`: many are worked out together for a fraction of
+            what each costs alone. What is ordered stays the same.
         reviews, covered: how many were held, and those of them that ordered nothing.
     """
 
@@ -110,9 +71,18 @@ class Reviews:
         self._items: dict[str, _Item] = {}
         self._categories: dict[str, str] = {}
         self._next_ms = -(2**62)  # before this no item is due
+        self._due: dict[str, Due] = {}
+        self._made: list[Replenishment] = []
         self._restoring: Literal["no", "reviewed", "missed"] = "no"
         self.time_ms = -(2**62)
+        self.are_put_off = False
         self.reviews = self.covered = 0
+
+    def orders(self) -> list[Replenishment]:
+        """Those of all reviews since this was called last."""
+        made = self._made + self._work_out()
+        self._made = []
+        return made
 
     def forecast(self, identity: Identity, outlook: Outlook) -> list[Replenishment]:
         """A forecast of the frequency that the item's policy names; older ones than the known one are passed over."""
@@ -204,116 +174,32 @@ class Reviews:
         return self._order(due) if self._restoring == "no" else []
 
     def _order(self, items: Sequence[_Item]) -> list[Replenishment]:
-        """1. Items of one policy, cutoff and steps are worked out together. 2. An order that was sent already is taken
-        as it was sent."""
+        """1. What is known of each item is noted. 2. Unless they are put off, the orders are worked out."""
         self.reviews += len(items)
-        alike: dict[tuple[Policy, int, tuple[int, ...], tuple[float, ...]], list[_Item]] = {}
         for item in items:
+            if item.identity.item_id in self._due:  # its next review counts the order of this one
+                self._made += self._work_out()
             assert item.outlook is not None
-            key = (item.policy, item.outlook.cutoff, item.outlook.ends, item.outlook.levels)
-            alike.setdefault(key, []).append(item)
+            assert item.stock is not None
+            on_order = item.on_order(item.stock, item.reviewed)
+            self._due[item.identity.item_id] = Due(
+                item.identity, item.policy, item.outlook, item.stock, on_order, item.reviewed, self.time_ms
+            )
+        return [] if self.are_put_off else self.orders()
+
+    def _work_out(self) -> list[Replenishment]:
+        """Orders of the items due. One that was sent already is taken as it was sent."""
+        dues = list(self._due.values())
+        self._due.clear()
         made = []
-        for group in alike.values():
-            for item, order in zip(group, _orders(group, self.time_ms), strict=True):
-                if order is None:
-                    self.covered += 1
-                    continue
-                sent = self._ordered.setdefault(order.replenishment_id, order)
-                if sent is order:
-                    made.append(order)
-                if all(known is not sent for known in item.orders):
-                    item.orders.append(sent)
+        for due, order in zip(dues, orders_of(dues), strict=True):
+            if order is None:
+                self.covered += 1
+                continue
+            sent = self._ordered.setdefault(order.replenishment_id, order)
+            if sent is order:
+                made.append(order)
+            known = self._items[due.identity.item_id].orders
+            if all(one is not sent for one in known):
+                known.append(sent)
         return made
-
-
-def replenishment_id(item_id: str, review_time: int, policy: str) -> str:
-    """Of the order of one item at one review."""
-    return hashlib.blake2b(msgspec.json.encode([item_id, review_time, policy]), digest_size=12).hexdigest()
-
-
-class _Levels(NamedTuple):
-    """float64 (item,) each, units; `position` is what counts against them."""
-
-    reorder_point: Floats
-    order_up_to: Floats
-    position: Floats
-
-
-def _orders(items: Sequence[_Item], time_ms: int) -> list[Replenishment | None]:
-    """Of items with one policy, cutoff and steps: an order each, or None where nothing is needed."""
-    policy = items[0].policy
-    review_time = policy.review_before(time_ms)
-    stocks = [item.stock for item in items if item.stock is not None]
-    on_hand = np.array([stock.on_hand for stock in stocks])
-    on_order = np.array([item.on_order(stock, review_time) for item, stock in zip(items, stocks, strict=True)])
-    levels = _levels(policy, items, review_time, on_hand + on_order)
-    quantity = order_quantity(
-        levels.position, levels.reorder_point, levels.order_up_to, min_order=policy.min_order, pack=policy.pack
-    )
-    columns = (np.round(c, 3).tolist() for c in (quantity, on_hand, on_order, *levels[:2]))
-    return [
-        _message(item, review_time, time_ms, row) if row[0] > 0 else None
-        for item, row in zip(items, zip(*columns, strict=True), strict=True)
-    ]
-
-
-def _levels(policy: Policy, items: Sequence[_Item], review_time: int, position: Floats) -> _Levels:
-    outlooks = [item.outlook for item in items if item.outlook is not None]
-    first = outlooks[0]
-    cumulative = np.stack([outlook.cumulative for outlook in outlooks])
-    ends = np.array(first.ends, dtype=np.float64) - first.cutoff
-    # A review is of its moment, a forecast of its cutoff, at or shortly before or after it.
-    since = float(review_time - first.cutoff)
-
-    def demand(until_ms: float) -> Demand:
-        return protected_demand(cumulative, ends, first.levels, policy.lead_time, max(since + until_ms, 0.0))
-
-    period = float(policy.review_period_ms)
-    protected, arriving = demand(period), demand(0.0)
-    if policy.name == "newsvendor":
-        level = demand_between(arriving, protected, policy.service_level)
-        return _Levels(level, _capped(policy, level, demand), np.zeros(len(items)))
-    if policy.by_fill_rate:
-        needed = np.maximum(protected.mean() - arriving.mean(), 0.0)
-        level = fill_rate_level(protected, arriving, needed, policy.service_level)
-    else:
-        level = protected.value(policy.service_level)
-    batch: Floats | float = policy.batch if policy.batch is not None else 0.0
-    if policy.batch is None:
-        days = max(since + period + policy.lead_time.mean, 1.0) / _DAY_MS
-        batch = economic_quantity(protected.mean() / days, policy.order_cost, policy.holding_cost)
-    return _Levels(level, _capped(policy, level + batch, demand), position)
-
-
-def _capped(policy: Policy, level: Floats, demand: Callable[[float], Demand]) -> Floats:
-    return level if policy.shelf_life_ms is None else shelf_life_cap(level, demand(float(policy.shelf_life_ms)))
-
-
-def _message(item: _Item, review_time: int, time_ms: int, row: Sequence[float]) -> Replenishment:
-    quantity, on_hand, on_order, reorder_point, order_up_to = row
-    policy, outlook = item.policy, item.outlook
-    assert outlook is not None
-    if policy.name == "newsvendor":
-        reason = f"{order_up_to:g} are needed for one review period"
-    else:
-        held = f"{on_hand:g} on hand and {on_order:g} on order"
-        reason = f"{held} are at or below {reorder_point:g}: up to {order_up_to:g}"
-    return Replenishment(
-        replenishment_id=replenishment_id(item.identity.item_id, review_time, policy.name),
-        item_id=item.identity.item_id,
-        product_id=item.identity.product_id,
-        location_id=item.identity.location_id,
-        quantity=quantity,
-        reason=reason,
-        policy=policy.name,
-        review_time=review_time,
-        event_time=time_ms,
-        service_level=policy.service_level,
-        service_measure="fill_rate" if policy.by_fill_rate else "cycle_service",
-        lead_time_s=policy.lead_time.mean / 1000,
-        forecast_id=outlook.forecast_id,
-        on_hand=on_hand,
-        on_order=on_order,
-        reorder_point=reorder_point,
-        order_up_to=order_up_to,
-    )

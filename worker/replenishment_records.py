@@ -11,7 +11,8 @@ import msgspec
 import numpy as np
 
 from feature_store.events import ProductEvent, StockEvent, item_id_of
-from worker.replenishment import Identity, Outlook, Reviews, StockReport
+from worker.replenishment import Reviews
+from worker.replenishment_orders import Identity, Outlook, StockReport
 from worker.schemas import Replenishment
 
 
@@ -56,13 +57,25 @@ class BadRecordError(ValueError):
     """A record can't be used; says why."""
 
 
-class Reader:
-    """Makes entries of the records of one partition of all topics; `sources` says what each topic carries: forecasts,
-    stock or products. Records of a time after `latest_ms()` are refused: one would hold all later reviews at once."""
+class MisplacedRecordError(BadRecordError):
+    """A record of a product stands in a partition where its forecasts do not."""
 
-    def __init__(self, sources: Mapping[str, str], latest_ms: Callable[[], int]) -> None:
+
+class Reader:
+    """Makes entries of the records of one partition of all topics.
+
+    Args:
+        sources: what each topic carries: forecasts, stock or products.
+        latest_ms: records of a later time are refused: one would hold all later reviews at once.
+        is_ours: whether a product's forecasts are in this partition.
+    """
+
+    def __init__(
+        self, sources: Mapping[str, str], latest_ms: Callable[[], int], is_ours: Callable[[str], bool]
+    ) -> None:
         self._sources = sources
         self._latest_ms = latest_ms
+        self._is_ours = is_ours
         self._newest: dict[str, int] = {}
 
     def entry(self, topic: str, offset: int, key: bytes | None, value: bytes | None) -> Entry:
@@ -70,17 +83,22 @@ class Reader:
 
         Raises:
             BadRecordError: it can't be used.
+            MisplacedRecordError: nor can others that its producer writes.
         """
         source = self._sources[topic]
         try:
+            time_ms: int | None
+            take: Take | None
             if source == "forecasts":
                 time_ms, take = _forecast(key, value)
             elif value is None:
                 time_ms, take = None, None
             elif source == "stock":
-                time_ms, take = _stock(value)
+                product_id, time_ms, take = _stock(value)
+                self._check_place(product_id)
             else:
-                time_ms, take = _product(value)
+                product_id, time_ms, take = _product(value)
+                self._check_place(product_id)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise BadRecordError(str(error)) from error
         if time_ms is not None and time_ms > self._latest_ms():
@@ -89,6 +107,10 @@ class Reader:
         newest = newest if time_ms is None else max(newest, time_ms)
         self._newest[topic] = newest
         return Entry(newest, topic, offset, take)
+
+    def _check_place(self, product_id: str) -> None:
+        if not self._is_ours(product_id):
+            raise MisplacedRecordError(f"product {product_id!r} belongs into another partition")
 
 
 def _forecast(key: bytes | None, value: bytes | None) -> tuple[int | None, Take | None]:
@@ -112,16 +134,16 @@ def _forecast(key: bytes | None, value: bytes | None) -> tuple[int | None, Take 
     return told.cutoff, take
 
 
-def _stock(value: bytes) -> tuple[int, Take]:
+def _stock(value: bytes) -> tuple[str, int, Take]:
     told = _STOCK.decode(value)
     identity = Identity(item_id_of(told.product_id, told.location_id), told.product_id, told.location_id)
     report = StockReport(told.event_time, told.on_hand, told.on_order)
-    return told.event_time, lambda reviews: reviews.stock(identity, report)
+    return told.product_id, told.event_time, lambda reviews: reviews.stock(identity, report)
 
 
-def _product(value: bytes) -> tuple[int, Take]:
+def _product(value: bytes) -> tuple[str, int, Take]:
     told = _PRODUCT.decode(value)
-    return told.event_time, lambda reviews: reviews.category(told.product_id, told.category)
+    return told.product_id, told.event_time, lambda reviews: reviews.category(told.product_id, told.category)
 
 
 def decode_order(value: bytes) -> Replenishment:

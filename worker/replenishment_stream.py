@@ -27,7 +27,15 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from worker import metrics
 from worker.errors import TopicError
 from worker.replenishment import Reviews
-from worker.replenishment_records import BadRecordError, Entry, Merge, Reader, decode_order, in_order
+from worker.replenishment_records import (
+    BadRecordError,
+    Entry,
+    Merge,
+    MisplacedRecordError,
+    Reader,
+    decode_order,
+    in_order,
+)
 from worker.schemas import Replenishment
 from worker.topic_reading import Span, TopicReading
 
@@ -51,6 +59,7 @@ class StreamPlan:
         session_timeout_s: after which Kafka gives the partitions of a silent member away.
         replaying: every review since the topics begin is held, not only those from now on.
         latest_ms: records of a later time are refused.
+        partition_of: where a product's records belong.
     """
 
     config: Mapping[str, Any]
@@ -60,6 +69,7 @@ class StreamPlan:
     session_timeout_s: float
     replaying: bool
     latest_ms: Callable[[], int]
+    partition_of: Callable[[str], int]
 
 
 @dataclass
@@ -191,7 +201,9 @@ class ReplenishmentStream:
                 self._refuse(self._plan.output, p, record.offset, error)
         part = _Partition(
             self._new_reviews(ordered),
-            Reader(self._plan.sources, self._plan.latest_ms),
+            Reader(
+                self._plan.sources, self._plan.latest_ms, lambda product_id: self._plan.partition_of(product_id) == p
+            ),
             Merge(self._plan.sources),
             {topic: committed[topic, p] for topic in self._plan.sources},
         )
@@ -201,12 +213,14 @@ class ReplenishmentStream:
             before.append([entry for entry in entries if entry.offset < committed[topic, p]])
             after.append([entry for entry in entries if entry.offset >= committed[topic, p]])
         part.reviews.restore((e.take for e in in_order(before) if e.take is not None), are_reviewed=True)
+        part.reviews.are_put_off = True
         if self._plan.replaying:
             return part, []
         part.reviews.restore((e.take for e in in_order(after) if e.take is not None), are_reviewed=False)
         for topic, entries in zip(self._plan.sources, after, strict=True):
             part.positions[topic] = max([part.positions[topic], *(entry.offset + 1 for entry in entries)])
-        return part, part.reviews.review_all()
+        part.reviews.review_all()
+        return part, part.reviews.orders()
 
     def _entries(self, part: _Partition, topic: str, p: int) -> list[Entry]:
         """All of a topic's partition; in a replay up to the committed offset, where it is read on."""
@@ -221,6 +235,11 @@ class ReplenishmentStream:
     ) -> list[Entry]:
         try:
             return [part.reader.entry(topic, *record)]
+        except MisplacedRecordError as error:
+            raise TopicError(
+                f"{topic} partition {p} offset {record[0]}: {error}, and so never meets its forecasts. Its producer "
+                "needs the product_id as key and partitioner murmur2 (librdkafka: partitioner=murmur2_random)"
+            ) from error
         except BadRecordError as error:
             self._refuse(topic, p, record[0], error)
             return []
@@ -248,11 +267,11 @@ class ReplenishmentStream:
         """Deal with what is ready; returns how many orders were sent."""
         sent = 0
         for p, part in self._partitions.items():
-            orders = []
             for entry in part.merge.ready():
-                orders += entry.take(part.reviews) if entry.take is not None else []
+                if entry.take is not None:
+                    entry.take(part.reviews)
                 part.positions[entry.topic] = entry.offset + 1
-            sent += self._send(producer, p, orders)
+            sent += self._send(producer, p, part.reviews.orders())
         return sent
 
     def _send(self, producer: Any, p: int, orders: Sequence[Replenishment]) -> int:

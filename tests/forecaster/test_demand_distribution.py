@@ -10,13 +10,13 @@ import pytest
 from stockpyl.loss_functions import normal_loss
 
 from forecaster.contract import QUANTILE_LEVELS
-from forecaster.demand_distribution import DemandDistribution, Mixture
+from forecaster.demand_distribution import DemandDistribution, Floats, Mixture
 from forecaster.lead_time import LeadTime, demand_between, demand_until, protected_demand
 
 MEANS, DEVIATIONS = np.array([50.0, 200.0, 1_000.0]), np.array([8.0, 60.0, 50.0])
 
 
-def normal(means: np.ndarray = MEANS, deviations: np.ndarray = DEVIATIONS) -> DemandDistribution:
+def normal(means: Floats = MEANS, deviations: Floats = DEVIATIONS) -> DemandDistribution:
     z = np.array([NormalDist().inv_cdf(level) for level in QUANTILE_LEVELS])
     return DemandDistribution(means[:, None] + deviations[:, None] * z, QUANTILE_LEVELS)
 
@@ -127,8 +127,6 @@ def test_demand_between_two_times_of_independent_normals_is_normal() -> None:
 @pytest.mark.parametrize(
     ("durations", "probabilities"), [((), ()), ((1.0,), (0.5,)), ((-1.0,), (1.0,)), ((1.0, 2.0), (1.0,))]
 )
-def test_lead_times_that_can_not_be_are_refused(
-    durations: tuple[float, ...], probabilities: tuple[float, ...]
-) -> None:
+def test_lead_times_that_can_not_be_are_refused(durations: tuple[float, ...], probabilities: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="lead time"):
         LeadTime(durations, probabilities)

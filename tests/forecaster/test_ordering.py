@@ -12,12 +12,12 @@ from stockpyl.newsvendor import newsvendor_normal, newsvendor_poisson, newsvendo
 from stockpyl.ss import s_s_cost_discrete, s_s_discrete_exact
 
 from forecaster.contract import QUANTILE_LEVELS
-from forecaster.demand_distribution import DemandDistribution
+from forecaster.demand_distribution import DemandDistribution, Floats
 from forecaster.lead_time import LeadTime
 from forecaster.ordering import critical_ratio, economic_quantity, fill_rate_level, order_quantity, shelf_life_cap
 from forecaster.stock_simulation import Levels, StockRules, outcome, simulate
 
-Z = np.array([NormalDist().inv_cdf(level) for level in QUANTILE_LEVELS])
+Z: Floats = np.array([NormalDist().inv_cdf(level) for level in QUANTILE_LEVELS])
 
 
 @pytest.mark.parametrize(("holding", "stockout"), [(0.18, 0.70), (1.0, 4.0), (1.0, 19.0), (2.0, 1.0)])
@@ -81,7 +81,7 @@ def test_costs_above_zero_are_needed() -> None:
         critical_ratio(0.0, 1.0)
 
 
-def long_run_cost(rules: StockRules, levels: Levels, demand: np.ndarray) -> float:
+def long_run_cost(rules: StockRules, levels: Levels, demand: Floats) -> float:
     """Of an item and day, once the beginning is forgotten."""
     ledger = simulate(demand, rules, lambda day: levels, levels.order_up_to[0])
     return float(outcome(ledger, slice(100, demand.shape[1])).cost[0]) / len(demand)

@@ -19,6 +19,7 @@ from forecaster.contract import QUANTILE_LEVELS
 from worker.local_stack import LocalBroker
 from worker.schemas import Forecast, ForecastStep, Replenishment
 from worker.topic_reading import Span, TopicReading
+from worker.transport import murmur2_partition
 
 DAY_MS = 86_400_000
 MONDAY_MS = 1_710_720_000_000  # 2024-03-18 00:00 UTC
@@ -119,10 +120,11 @@ class ReplenishedShop:
     def policies(self, text: str) -> None:
         (self._directory / "policies.toml").write_text(text)
 
-    def send(self, topic: str, records: Sequence[tuple[str, bytes]], partition: int = 0) -> None:
-        """Key and value of each."""
+    def send(self, topic: str, records: Sequence[tuple[str, bytes]]) -> None:
+        """Key and value of each, into the partition of its product."""
         producer = Producer(self._config)
         for key, value in records:
+            partition = murmur2_partition(key.partition("|")[0], _PARTITIONS)
             producer.produce(topic, key=key.encode(), value=value, partition=partition)
         assert producer.flush(60) == 0
 

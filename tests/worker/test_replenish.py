@@ -8,6 +8,7 @@ import pytest
 
 from tests.worker.replenishing import DAY_MS, MONDAY_MS, ReplenishedShop, forecast, stock
 from worker.local_stack import LocalBroker
+from worker.transport import murmur2_partition
 
 DAILY = """
 [default]
@@ -125,6 +126,16 @@ def test_records_that_can_not_be_used_are_named_and_passed_over(shop: Replenishe
     done = shop.run("--to-end")
     assert done.returncode == 0, done.stderr
     assert [order.item_id for order in shop.sent()] == ["mug"]
+
+
+def test_stock_in_another_partition_than_its_forecasts_stops_the_command(shop: ReplenishedShop) -> None:
+    shop.send(shop.reports, [("mug", stock("mug", MONDAY_MS, 0.0))])
+    elsewhere = next(n for n in "abcdefgh" if murmur2_partition(n, 2) != murmur2_partition("mug", 2))
+    shop.send(shop.reports, [(elsewhere, stock("mug", MONDAY_MS, 0.0))])
+    for options in (("--to-end",), ("--dry-run",), ("--to-end", "--replay")):
+        done = shop.run(*options)
+        assert done.returncode == 1
+        assert "partitioner=murmur2_random" in done.stderr
 
 
 def test_a_missing_topic_is_named_with_the_remedy(shop: ReplenishedShop) -> None:

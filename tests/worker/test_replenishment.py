@@ -11,7 +11,8 @@ import pytest
 from forecaster.contract import QUANTILE_LEVELS
 from forecaster.lead_time import LeadTime
 from forecaster.ordering import economic_quantity
-from worker.replenishment import Identity, Outlook, Reviews, StockReport, replenishment_id
+from worker.replenishment import Reviews
+from worker.replenishment_orders import Identity, Outlook, StockReport, replenishment_id
 from worker.replenishment_policies import Policies
 from worker.replenishment_records import Entry, Merge
 from worker.schemas import Replenishment
@@ -170,6 +171,24 @@ def test_older_forecasts_and_reports_do_not_take_the_place_of_newer_ones() -> No
     (next_order,) = reviews.stock(MUG, StockReport(MONDAY_MS + DAY_MS + HOUR_MS, 50.0, 4.0))
     assert order.on_hand == 50.0
     assert next_order.forecast_id == order.forecast_id
+
+
+def test_orders_put_off_are_the_same() -> None:
+    found = []
+    for are_put_off in (False, True):
+        reviews = reviews_of(BASE)
+        reviews.are_put_off = are_put_off
+        made = []
+        for n in range(5):
+            at = MONDAY_MS + n * DAY_MS
+            for name in ("mug", "lid"):
+                identity = Identity(name, name, "")
+                made += reviews.stock(identity, StockReport(at - HOUR_MS, 5.0 * n, 0.0))
+                made += reviews.forecast(identity, outlook(at, 10.0 + n, revision=n + 1))
+        found.append(sorted(made + reviews.orders(), key=lambda order: (order.review_time, order.item_id)))
+        assert reviews.orders() == []
+    assert len(found[0]) == 10
+    assert found[0] == found[1]
 
 
 def entry(topic: str, offset: int, time_ms: int) -> Entry:
