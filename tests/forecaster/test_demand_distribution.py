@@ -13,7 +13,8 @@ from forecaster.contract import QUANTILE_LEVELS
 from forecaster.demand_distribution import DemandDistribution, Floats, Mixture
 from forecaster.lead_time import LeadTime, demand_between, demand_until, protected_demand
 
-MEANS, DEVIATIONS = np.array([50.0, 200.0, 1_000.0]), np.array([8.0, 60.0, 50.0])
+MEANS: Floats = np.array([50.0, 200.0, 1_000.0])
+DEVIATIONS: Floats = np.array([8.0, 60.0, 50.0])
 
 
 def normal(means: Floats = MEANS, deviations: Floats = DEVIATIONS) -> DemandDistribution:

@@ -61,7 +61,7 @@ def table_of(units: Floats, price: float = 2.0) -> SeriesTable:
 
 def poisson(items: int = 40) -> Floats:
     weekly = np.tile([1.0, 1.0, 1.0, 1.0, 2.0, 3.0, 0.0], DAYS // 7 + 1)[:DAYS]
-    return np.random.default_rng(3).poisson(4.0 * weekly, size=(items, DAYS))
+    return np.random.default_rng(3).poisson(4.0 * weekly, size=(items, DAYS)).astype(np.float64)
 
 
 def shop_of(units: Floats, lead_time: LeadTime, days: int = 84) -> Shop:
