@@ -56,7 +56,7 @@ def command(path: Path, dry_run: bool, replaying: bool, to_end: bool, metrics_po
     settings = load_settings(os.environ)
     policies = Policies.read(path)
     plan = _plan(settings, policies, replaying)
-    _check(settings, plan)
+    _check(settings, plan, make_output=not dry_run)
     for policy in policies.all():
         if policy.freq not in settings.forecast_freqs:
             raise SettingsError(
@@ -101,7 +101,7 @@ def _plan(settings: Settings, policies: Policies, replaying: bool) -> StreamPlan
     )
 
 
-def _check(settings: Settings, plan: StreamPlan) -> None:
+def _check(settings: Settings, plan: StreamPlan, *, make_output: bool) -> None:
     """Topics to read are there with the partitions of the settings; the output is made where it is missing.
 
     Raises:
@@ -118,6 +118,8 @@ def _check(settings: Settings, plan: StreamPlan) -> None:
         if found != count:
             raise TopicError(f"topic {topic} has {found} partitions, not {count}: set SHELFCAST_PARTITION_COUNT to it")
     found = len(reading.partitions(plan.output))
+    if not found and not make_output:
+        return
     if not found and not settings.create_topics:
         raise TopicError(f"topic {plan.output} does not exist: create it with {count} partitions")
     if not found:

@@ -136,6 +136,9 @@ class ReplenishedShop:
             command, env=os.environ | self.environment, check=False, capture_output=True, text=True, timeout=120
         )
 
+    def has_orders_topic(self) -> bool:
+        return bool(TopicReading(self._config).partitions(self.orders))
+
     def sent(self) -> list[Replenishment]:
         """Every order in the output topic, those sent twice too."""
         reading = TopicReading(self._config)
