@@ -62,9 +62,11 @@ class DemandDistribution:
         beyond = np.log((1 - self.levels[-1]) / (1 - np.maximum(p, self.levels[-1])))
         return np.asarray(inside + self._excess * beyond)
 
-    def probability(self, demand: Floats) -> Floats:
-        """Probability that demand is at most this: float64 (item,). `demand`: float64 (item,)."""
-        at = (self.knots <= demand[:, None]).sum(axis=1) - 1  # the last knot not above it; ties count in full
+    def probability(self, demand: Floats, *, less: bool = False) -> Floats:
+        """Probability that demand is at most this, or `less` than this: float64 (item,). `demand`: float64 (item,)."""
+        # The last knot not above it, or below it: where several levels are one value, they count in full or not at all.
+        below = self.knots < demand[:, None] if less else self.knots <= demand[:, None]
+        at = below.sum(axis=1) - 1
         rows, last = np.arange(len(self)), len(self._heights) - 1
         left = np.clip(at, 0, last - 1)
         low, high = self.knots[rows, left], self.knots[rows, left + 1]
@@ -117,6 +119,7 @@ class Mixture:
             raise ValueError(f"probabilities {list(weights)} of {len(parts)} distributions do not sum to 1")
         self._knots: Floats = np.sort(np.concatenate([part.knots for part in parts], axis=1), axis=1)
         self._heights: Floats = np.stack([self.probability(knot) for knot in self._knots.T], axis=1)
+        self._before: Floats = np.stack([self.probability(knot, less=True) for knot in self._knots.T], axis=1)
         # Up to this probability no part is in its tail: float64 (item,).
         self._straight_to: Floats = self.probability(np.min([part.knots[:, -1] for part in parts], axis=0))
 
@@ -129,13 +132,14 @@ class Mixture:
         rows, last = np.arange(len(self)), self._knots.shape[1] - 1
         right = np.clip((self._heights < p[:, None]).sum(axis=1), 1, last)
         low, high = self._knots[rows, right - 1], self._knots[rows, right]
-        floor, ceiling = self._heights[rows, right - 1], self._heights[rows, right]
-        share = (p - floor) / np.where(ceiling > floor, ceiling - floor, 1.0)
-        straight = low + np.clip(share, 0.0, 1.0) * (high - low)
+        floor, ceiling = self._heights[rows, right - 1], self._before[rows, right]
+        rises = ceiling > floor
+        share = np.where(rises, (p - floor) / np.where(rises, ceiling - floor, 1.0), 1.0)
+        straight: Floats = np.asarray(low + np.clip(share, 0.0, 1.0) * (high - low))
         bent = p > self._straight_to
         if not bent.any():
             return straight
-        return np.where(bent, self._halved(p, low, np.where(ceiling >= p, high, np.inf)), straight)
+        return np.where(bent, self._halved(p, low, np.where(self._heights[rows, right] >= p, high, np.inf)), straight)
 
     def _halved(self, p: Floats, low: Floats, high: Floats) -> Floats:
         values = np.stack([part.value(p) for part in self.parts])
@@ -146,9 +150,9 @@ class Mixture:
             low, high = np.where(enough, low, middle), np.where(enough, middle, high)
         return np.asarray(high)
 
-    def probability(self, demand: Floats) -> Floats:
+    def probability(self, demand: Floats, *, less: bool = False) -> Floats:
         """See DemandDistribution."""
-        return self._mixed([part.probability(demand) for part in self.parts])
+        return self._mixed([part.probability(demand, less=less) for part in self.parts])
 
     def mean(self) -> Floats:
         """See DemandDistribution."""

@@ -83,6 +83,27 @@ def test_a_mixture_of_draws_has_the_quantiles_of_the_draws() -> None:
         assert mixture.value(probability)[0] == pytest.approx(np.quantile(demand, probability), abs=1.0)
 
 
+def test_a_mixture_of_demands_that_are_certain_is_one_or_the_other() -> None:
+    parts = [DemandDistribution(np.full((1, len(QUANTILE_LEVELS)), units), QUANTILE_LEVELS) for units in (10.0, 30.0)]
+    mixture = Mixture(parts, [0.6, 0.4])
+    values = [mixture.value(p)[0] for p in (0.1, 0.5, 0.59, 0.61, 0.7, 0.95)]
+    assert values == pytest.approx([10.0, 10.0, 10.0, 30.0, 30.0, 30.0], abs=1e-4)
+    assert Mixture(parts[:1], [1.0]).value(0.3)[0] == pytest.approx(parts[0].value(0.3)[0])
+
+
+def test_values_of_mixtures_are_where_their_probability_is_reached() -> None:
+    draws = np.random.default_rng(5)
+    parts = []
+    for scale in (1.0, 2.0, 4.0):
+        quantiles = np.sort(np.floor(draws.gamma(0.4, 8 * scale, (200, len(QUANTILE_LEVELS)))), axis=1)
+        parts.append(DemandDistribution(quantiles, QUANTILE_LEVELS))
+    mixture = Mixture(parts, [0.5, 0.3, 0.2])
+    for p in (0.01, 0.3, 0.62, 0.9, 0.97, 0.999):
+        value = mixture.value(p)
+        assert (mixture.probability(value + 1e-4) >= p).all()
+        assert (mixture.probability(value - 1e-4, less=True) <= p).all()
+
+
 @pytest.mark.parametrize("weights", [[0.5], [0.5, 0.4]])
 def test_probabilities_that_do_not_add_up_are_refused(weights: list[float]) -> None:
     with pytest.raises(ValueError, match="do not sum to 1"):
