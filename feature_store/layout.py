@@ -15,6 +15,8 @@ of the old one are never added to. Everything reads well in redis-cli:
     {ns:p}:INC:products                hash   product_id -> JSON of items.ProductState
     {ns:p}:INC:dirty:FREQ              hash   item_id -> sequence of the script that last touched it: a forecast is owed
     {ns:p}:INC:forecasts:FREQ          hash   item_id -> the last forecast sent; see ForecastSummary
+    {ns:p}:INC:calibration:FREQ        hash   item_id -> calibration_state.ItemCalibration
+    {ns:p}:INC:segments:FREQ           hash   time zone -> calibration_state.SegmentLevels
     {ns:p}:INC:sums:SERIES             hash   chunks of bucket sums; see chunks.py. SERIES is the item_id of
                                               (product, location)
     {ns:p}:INC:ids:SOURCE:GENERATION   set    event_ids counted, by stretch of event time: to know duplicates by
@@ -134,6 +136,14 @@ class Keys:
     def forecasts(self, freq: str) -> str:
         """Summaries of the last forecasts sent."""
         return f"{self._prefix}:forecasts:{freq}"
+
+    def calibration(self, freq: str) -> str:
+        """What calibration remembers of items."""
+        return f"{self._prefix}:calibration:{freq}"
+
+    def segments(self, freq: str) -> str:
+        """What calibration remembers of segments."""
+        return f"{self._prefix}:segments:{freq}"
 
     def sums(self, series_id: str) -> str:
         """Bucket sums of one series."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, TypeVar
@@ -42,6 +42,8 @@ class PartitionCopy:
     products: dict[str, ProductState] = field(default_factory=dict)
     dirty: dict[str, dict[str, int]] = field(default_factory=dict)  # by frequency and item_id
     forecasts: dict[str, dict[str, bytes]] = field(default_factory=dict)  # the same, see layout.unpack_summary
+    calibration: dict[str, dict[str, bytes]] = field(default_factory=dict)  # the same, see calibration_state
+    segments: dict[str, dict[str, bytes]] = field(default_factory=dict)  # by frequency and time zone
     ids: dict[tuple[str, int], set[bytes]] = field(default_factory=dict)  # by source and generation
     sums: dict[str, list[bytes]] = field(default_factory=dict)  # by series_id, flat hash of chunks
     held_s: float = 0.0  # for how long writers were held back
@@ -155,6 +157,8 @@ class PartitionCopier:
             copy.products[product_id] = unpack_product(raw)
         for freq in self._freqs:
             copy.forecasts[freq] = dict(await self._hash(keys.forecasts(freq)))
+            copy.calibration[freq] = dict(await self._hash(keys.calibration(freq)))
+            copy.segments[freq] = dict(await self._hash(keys.segments(freq)))
             copy.dirty[freq] = {item_id: int(mark) for item_id, mark in await self._hash(keys.dirty(freq))}
             await self._renew(copy)
         for name in [name for name in found if name.startswith(ids_prefix)]:
@@ -185,7 +189,7 @@ class PartitionCopier:
 
     async def _read_changed(self, copy: PartitionCopy, changed: Iterable[str]) -> None:
         """Bring the copy up to what stands now under the names that writers have noted, see apply.lua."""
-        by_kind: dict[str, list[str]] = {kind: [] for kind in "sipdfe"}
+        by_kind: dict[str, list[str]] = {kind: [] for kind in "sipdfel"}
         for name in changed:
             by_kind[name[0]].append(name[1:])
         prefix = self._keys.sums("")
@@ -196,20 +200,28 @@ class PartitionCopier:
             copy.items[item_id] = unpack_item(item_id, raw)
         for product_id, raw in await self._fields(self._keys.products, by_kind["p"]):
             copy.products[product_id] = unpack_product(raw)
+        await self._read_changed_forecasts(copy, by_kind)
+        for name in by_kind["e"]:
+            key, _, event_id = name.partition(" ")
+            copy.ids.setdefault(self._generation(key), set()).add(event_id.encode())
+
+    async def _read_changed_forecasts(self, copy: PartitionCopy, by_kind: Mapping[str, Sequence[str]]) -> None:
         for freq in self._freqs:
             item_ids = [name.partition(" ")[2] for name in by_kind["f"] if name.startswith(f"{freq} ")]
-            forecasts = copy.forecasts.setdefault(freq, {})
-            for item_id in item_ids:
-                forecasts.pop(item_id, None)  # withdrawn, unless it is found again
-            forecasts.update(await self._fields(self._keys.forecasts(freq), item_ids))
+            for kept, key in (
+                (copy.forecasts.setdefault(freq, {}), self._keys.forecasts(freq)),
+                (copy.calibration.setdefault(freq, {}), self._keys.calibration(freq)),
+            ):
+                for item_id in item_ids:
+                    kept.pop(item_id, None)  # withdrawn, unless it is found again
+                kept.update(await self._fields(key, item_ids))
+            zones = [name.partition(" ")[2] for name in by_kind["l"] if name.startswith(f"{freq} ")]
+            copy.segments.setdefault(freq, {}).update(await self._fields(self._keys.segments(freq), zones))
             marks, marked = copy.dirty.setdefault(freq, {}), list({*item_ids, *by_kind["d"]})
             for item_id in marked:
                 marks.pop(item_id, None)  # no longer owed, unless it is found again
             found = await self._fields(self._keys.dirty(freq), marked)
             marks.update((item_id, int(mark)) for item_id, mark in found)
-        for name in by_kind["e"]:
-            key, _, event_id = name.partition(" ")
-            copy.ids.setdefault(self._generation(key), set()).add(event_id.encode())
 
     async def _fields(self, key: str, names: Sequence[str]) -> list[tuple[str, bytes]]:
         found = []

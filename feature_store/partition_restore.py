@@ -87,6 +87,14 @@ class PartitionRestore:
         packed = {item_id: pack_summary(summary) for item_id, summary in forecasts.items()}
         await self._put_hash(self._keys.forecasts(freq), packed)
 
+    async def add_calibration(self, freq: str, states: Mapping[str, str]) -> None:
+        """What calibration remembers, by item_id, as text."""
+        await self._put_hash(self._keys.calibration(freq), states)
+
+    async def add_segments(self, freq: str, levels: Mapping[str, str]) -> None:
+        """What calibration remembers of segments, by time zone, as text."""
+        await self._put_hash(self._keys.segments(freq), levels)
+
     async def add_ids(self, source: str, generation: int, ids: Sequence[str]) -> None:
         """Event ids counted."""
         key = self._keys.ids(source, generation)

@@ -2,11 +2,14 @@
 --
 -- KEYS[1]   {ns:p}:meta            compared and read
 -- KEYS[2]   {ns:p}:INC:dirty:FREQ  read
--- KEYS[3..] {ns:p}:INC:sums:SERIES read
+-- KEYS[3]   {ns:p}:INC:calibration:FREQ  read, when calibrated
+-- KEYS[4]   {ns:p}:INC:segments:FREQ     read, when calibrated
+-- KEYS[5..] {ns:p}:INC:sums:SERIES read
 -- ARGV[1]   MessagePack: owner, incarnation, items {item_id}, fields {chunk}, sources (count): the fields of each
---           source stand together and are equally many
--- Returns   {'OK', flat meta, marks, and for each source: chunks, texts} | {'FENCED'} | {'BEHIND'}
---           marks "12,,13": a mark or nothing for each item. chunks "0,1,7": which chunks stand, numbered through the
+--           source stand together and are equally many; calibrated: whether KEYS[3] and KEYS[4] are asked for
+-- Returns   {'OK', flat meta, marks, calibrations, flat segments, and for each source: chunks, texts}
+--           {'FENCED'} | {'BEHIND'}
+--           marks "12,,13": a mark or nothing for each item. calibrations: one or nothing for each item, one a line. chunks "0,1,7": which chunks stand, numbered through the
 --           chunks of the first series, of the second …; texts: theirs, one a line. Few long strings: a client takes
 --           longer to read many short ones than Lua takes to join them.
 local a = cmsgpack.unpack(ARGV[1])
@@ -30,12 +33,19 @@ end
 local marks = hmget(KEYS[2], a.items)
 for i = 1, #marks do marks[i] = marks[i] or '' end
 
+local calibrations, segments = {}, {}
+if a.calibrated then
+  calibrations = hmget(KEYS[3], a.items)
+  for i = 1, #calibrations do calibrations[i] = calibrations[i] or '' end
+  segments = redis.call('HGETALL', KEYS[4])
+end
+
 local each = #a.fields / a.sources
 local chunks, texts = {}, {}
 for s = 1, a.sources do chunks[s], texts[s] = {}, {} end
-for i = 3, #KEYS do
+for i = 5, #KEYS do
   local found = hmget(KEYS[i], a.fields)
-  local before = (i - 3) * each
+  local before = (i - 5) * each
   for s = 1, a.sources do
     local own_chunks, own_texts, first = chunks[s], texts[s], (s - 1) * each
     for c = 1, each do
@@ -48,7 +58,8 @@ for i = 3, #KEYS do
   end
 end
 
-local reply = {'OK', redis.call('HGETALL', KEYS[1]), table.concat(marks, ',')}
+local reply = {'OK', redis.call('HGETALL', KEYS[1]), table.concat(marks, ','),
+  table.concat(calibrations, '\n'), segments}
 for s = 1, a.sources do
   reply[#reply + 1] = table.concat(chunks[s], ',')
   reply[#reply + 1] = table.concat(texts[s], '\n')

@@ -7,6 +7,8 @@
     …/products.parquet                product_id, state: JSON of items.ProductState
     …/dirty.parquet                   freq, item_id, mark
     …/forecasts.parquet               freq, item_id, the fields of layout.ForecastSummary
+    …/calibration.parquet             freq, item_id, state: JSON of calibration_state.ItemCalibration
+    …/segments.parquet                freq, time_zone, state: JSON of calibration_state.SegmentLevels
     …/event_ids.parquet               source, generation, event_id
     calendar_global.parquet           key, value, timestamp_ms: the last record of each key
 
@@ -97,6 +99,8 @@ class Copied(NamedTuple):
     products: Mapping[str, ProductState]
     dirty: Mapping[str, Mapping[str, int]]
     forecasts: Mapping[str, Mapping[str, bytes]]
+    calibration: Mapping[str, Mapping[str, bytes]]
+    segments: Mapping[str, Mapping[str, bytes]]
     ids: Mapping[tuple[str, int], set[bytes]]
     sums: Mapping[str, Sequence[bytes]]
 
@@ -145,6 +149,8 @@ class SnapshotWriter:
                     for item_id, raw in forecasts.items()
                 ),
             ),
+            "calibration": _row_tables(_CALIBRATION_COLUMNS, _texts(copied.calibration)),
+            "segments": _row_tables(_SEGMENT_COLUMNS, _texts(copied.segments)),
             "event_ids": _row_tables(
                 _ID_COLUMNS,
                 ((source, g, one.decode()) for (source, g), ids in copied.ids.items() for one in sorted(ids)),
@@ -249,8 +255,10 @@ class Snapshot:
         ]
 
     def rows(self, partition: int, table: str) -> Iterator[list[tuple[Any, ...]]]:
-        """Rows of one of the tables but `sums`, as this version's columns; some at a time."""
-        for batch in self._batches(self.manifest.partitions[partition].files[table]):
+        """Rows of one of the tables but `sums`, as this version's columns; some at a time. None of a table that the
+        version did not know by which the snapshot was taken."""
+        entry = self.manifest.partitions[partition].files.get(table)
+        for batch in self._batches(entry) if entry is not None else ():
             yield list(zip(*_columns(batch, tuple(_COLUMNS[table])), strict=True))
 
     def sums(self, partition: int) -> Iterator[tuple[str, list[str], list[str], BucketRows]]:
@@ -300,6 +308,8 @@ _FORECAST_COLUMNS = {
     **dict.fromkeys(("revision", "running_bucket", "cutoff", "issued_at"), "int64"),
     "degraded": "bool",
 }
+_CALIBRATION_COLUMNS = {"freq": "string", "item_id": "string", "state": "string"}
+_SEGMENT_COLUMNS = {"freq": "string", "time_zone": "string", "state": "string"}
 _ID_COLUMNS = {"source": "string", "generation": "int64", "event_id": "string"}
 _SUMS_COLUMNS = {
     "series_id": "string",
@@ -316,8 +326,14 @@ _COLUMNS = {
     "products": _PRODUCT_COLUMNS,
     "dirty": _DIRTY_COLUMNS,
     "forecasts": _FORECAST_COLUMNS,
+    "calibration": _CALIBRATION_COLUMNS,
+    "segments": _SEGMENT_COLUMNS,
     "event_ids": _ID_COLUMNS,
 }
+
+
+def _texts(by_freq: Mapping[str, Mapping[str, bytes]]) -> Iterator[tuple[str, str, str]]:
+    return ((freq, name, value.decode()) for freq, named in by_freq.items() for name, value in named.items())
 
 
 def _schema(columns: Mapping[str, str]) -> Any:

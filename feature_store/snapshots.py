@@ -80,6 +80,8 @@ async def save_partition(store: FeatureStore, writer: SnapshotWriter, partition:
             products=copy.products,
             dirty=copy.dirty,
             forecasts=copy.forecasts,
+            calibration=copy.calibration,
+            segments=copy.segments,
             ids=copy.ids,
             sums=copy.sums,
         )
@@ -193,6 +195,7 @@ class _Part:
                 states = {product_id: unpack_product(state.encode()) for product_id, state in some}
                 await self._restores[target].add_products(states)
         await self._add_forecasts()
+        await self._add_calibration()
         await self._add_ids()
 
     async def _add_sums(self) -> None:
@@ -222,6 +225,15 @@ class _Part:
                 for freq in dict.fromkeys(row[0] for row in some):
                     own = {row[1]: ForecastSummary(*row[2:]) for row in some if row[0] == freq}
                     await self._restores[target].add_forecasts(freq, own)
+
+    async def _add_calibration(self) -> None:
+        for states in self._rows("calibration"):
+            for target, some in self._dealt(states, lambda row: self._target(product_of(row[1]))):
+                for freq in dict.fromkeys(row[0] for row in some):
+                    await self._restores[target].add_calibration(freq, {r[1]: r[2] for r in some if r[0] == freq})
+        if self._partition_of is None:  # else other items make up the segments: they learn anew
+            for freq, zone, levels in (row for rows in self._rows("segments") for row in rows):
+                await self._restores[self._partition].add_segments(freq, {zone: levels})
 
     def _rows(self, table: str) -> Iterator[list[tuple[Any, ...]]]:
         return self._snapshot.rows(self._partition, table)

@@ -11,11 +11,18 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from feature_store.calibration_state import (
+    SegmentLevels,
+    pack_state,
+    unpack_item_calibration,
+    unpack_segment_levels,
+)
 from feature_store.chunks import (
     SCRIPT_LIMITS,
     ChunkTexts,
@@ -79,6 +86,7 @@ __all__ = [
 
 
 _HELD_FIRST_S, _HELD_MOST_S = 0.005, 0.1
+NOTHING_LEARNT: Mapping[str, SegmentLevels] = MappingProxyType({})
 
 
 class FeatureStore:
@@ -265,6 +273,8 @@ class FeatureStore:
         series: Sequence[str],
         first_bucket: int,
         last_bucket: int,
+        *,
+        calibrated: bool = False,
     ) -> SeriesRead:
         """Sums of many series in one round trip, with the positions that say which events are in them.
 
@@ -273,14 +283,15 @@ class FeatureStore:
             freq: forecast frequency whose marks are read.
             items: item_ids whose marks are wanted, in the order of `SeriesRead.marks`.
             stored: stored frequency whose sums are read.
-            series: series_ids, at most MAX_KEYS - 2; `SeriesRead.rows.item` counts in their order.
+            series: series_ids, at most MAX_KEYS - 4; `SeriesRead.rows.item` counts in their order.
             first_bucket, last_bucket: both included; rows of buckets a little outside may come with them.
+            calibrated: whether what calibration remembers is wanted too.
 
         Raises:
             FencedError, BehindError: see the classes.
         """
         keys = self._keys(claim)
-        names = [keys.meta, keys.dirty(freq), *map(keys.sums, series)]
+        names = [keys.meta, keys.dirty(freq), keys.calibration(freq), keys.segments(freq), *map(keys.sums, series)]
         first_chunk, chunks, fields = chunk_fields(stored, first_bucket, last_bucket)
         arguments = {
             "owner": claim.owner,
@@ -288,6 +299,7 @@ class FeatureStore:
             "items": list(items),
             "fields": fields,
             "sources": len(SOURCES),
+            "calibrated": calibrated,
         }
         applied = dict(claim.positions)
         reply = await self._calls.run("read", names, [msgspec.msgpack.encode(arguments)])
@@ -298,26 +310,47 @@ class FeatureStore:
             raise _behind(claim)
         marks = [int(mark) if mark else None for mark in reply[2].split(b",")] if items else []
         by_source = {}
-        for source, numbers, texts in zip(SOURCES, reply[3::2], reply[4::2], strict=True):
+        for source, numbers, texts in zip(SOURCES, reply[5::2], reply[6::2], strict=True):
             number = np.fromstring(numbers.decode(), dtype=np.int64, sep=",") if numbers else np.empty(0, np.int64)
             series_of, chunk = np.divmod(number, chunks or 1)
             by_source[source] = ChunkTexts(series_of, first_chunk + chunk, texts.split(b"\n") if texts else [])
         rows = unpack_chunks(stored, by_source)
-        return SeriesRead(positions, _numbers(meta, "newest:"), marks, rows)
+        texts_of_items = reply[3].split(b"\n") if calibrated and items else []
+        return SeriesRead(
+            positions,
+            _numbers(meta, "newest:"),
+            marks,
+            rows,
+            [unpack_item_calibration(text) if text else None for text in texts_of_items],
+            {
+                zone.decode(): unpack_segment_levels(text)
+                for zone, text in zip(reply[4][::2], reply[4][1::2], strict=True)
+            },
+        )
 
-    async def forecasts_done(self, claim: Claim, freq: str, done: Sequence[Done]) -> None:
-        """Keep what the broker has acknowledged; clear the marks of items that nothing has touched since."""
+    async def forecasts_done(
+        self, claim: Claim, freq: str, done: Sequence[Done], learnt: Mapping[str, SegmentLevels] = NOTHING_LEARNT
+    ) -> None:
+        """Keep what the broker has acknowledged; clear the marks of items that nothing has touched since. `learnt`, by
+        time zone, is added to what calibration has learnt in the same bucket."""
         keys = self._keys(claim)
         entries = [
             [
                 d.item_id,
                 "" if d.mark is None else str(d.mark),
                 pack_summary(d.summary) if d.summary else "",
+                pack_state(d.calibration) if d.calibration else "",
             ]
             for d in done
         ]
-        arguments = {"owner": claim.owner, "incarnation": claim.incarnation, "freq": freq, "done": entries}
-        names = [keys.meta, keys.dirty(freq), keys.forecasts(freq)]
+        arguments = {
+            "owner": claim.owner,
+            "incarnation": claim.incarnation,
+            "freq": freq,
+            "done": entries,
+            "learnt": pack_hash({zone: pack_state(levels) for zone, levels in learnt.items()}),
+        }
+        names = [keys.meta, keys.dirty(freq), keys.forecasts(freq), keys.calibration(freq), keys.segments(freq)]
         reply = await self._write("forecasts_done", claim, names, arguments)
         _raise_if_not_owner(reply[0], claim)
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from feature_store.calibration_state import ItemCalibration, SegmentLevels
 from feature_store.features import BucketRows, Deltas
 from feature_store.items import Item, ProductState
 from feature_store.layout import EventIds, ForecastSummary
@@ -75,6 +76,8 @@ class SeriesRead(NamedTuple):
     newest: dict[str, int]
     marks: list[int | None]
     rows: BucketRows  # `item` is the index of the series asked for; rows of a bucket may repeat and add up
+    calibrations: list[ItemCalibration | None]  # of each item asked for, where they were asked for
+    segments: dict[str, SegmentLevels]  # by time zone, the same
 
 
 class BackfillTable(NamedTuple):
@@ -87,11 +90,12 @@ class BackfillTable(NamedTuple):
 
 
 class Done(NamedTuple):
-    """A forecast acknowledged by the broker. No summary: the item was withdrawn."""
+    """A forecast acknowledged by the broker. No summary: the item was withdrawn. No calibration: it stays as it is."""
 
     item_id: str
     mark: int | None
     summary: ForecastSummary | None
+    calibration: ItemCalibration | None = None
 
 
 class Found(NamedTuple):

@@ -101,6 +101,7 @@ PAIRS = {
     "lane": {"aside", "held_records", "lane_state", "reject_watch"},
     "lane_state": {"aside"},
     "lane_keeper": {"lane", "lane_state", "held_records"},
+    "forecast_messages": {"calibration"},
     "rules": {"forecast_messages", "lane_state", "transport"},
     "scheduler": {"forecast_messages"},
     "transport": {"record_fetcher"},

@@ -6,19 +6,22 @@ ticks are gathered until the model's passes are full, which a forecast never dep
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from feature_store.calendar_time import ShopCalendar
+from feature_store.calibration_state import ItemCalibration, SegmentLevels
 from feature_store.items import Item
 from feature_store.store import Heads
 from forecaster.contract import ROWS_PER_PASS
 from forecaster.inputs import ModelInputs, ModelOutputs, running_buckets
 from worker.backtest_actuals import Actuals
 from worker.backtest_models import BacktestModel
+from worker.calibration import added
+from worker.forecast_messages import Remembered, calibrated_outputs
 from worker.scheduler import Prepared
 
 _ROWS_AT_ONCE = 16 * ROWS_PER_PASS  # as many as one request to a served model may have
@@ -69,15 +72,29 @@ class _Pending(NamedTuple):
     touched: list[bool]
 
 
+class _LaneMemory(NamedTuple):
+    """What a worker keeps in Redis for calibration: by item_id, and by time zone."""
+
+    items: dict[str, ItemCalibration]
+    segments: dict[str, SegmentLevels]
+
+
 class Collector:
     """`finish` is the scheduler's; `close` when the lanes have ended."""
 
     def __init__(
-        self, model: BacktestModel, actuals: Actuals, calendar: ShopCalendar, evaluators: Sequence[Evaluator]
+        self,
+        model: BacktestModel,
+        actuals: Actuals,
+        calendar: ShopCalendar,
+        evaluators: Sequence[Evaluator],
+        calibrated_freqs: Collection[str] = (),
     ) -> None:
         self._model, self._actuals, self._calendar = model, actuals, calendar
         self._evaluators = evaluators
         self._pending: dict[str, list[_Pending]] = {}
+        self._calibrated_freqs = calibrated_freqs
+        self._remembered: dict[tuple[int, str], _LaneMemory] = {}  # by partition and frequency
         self.forecasts = 0
 
     async def finish(self, freq: str, prepared: Sequence[Prepared]) -> None:
@@ -111,10 +128,32 @@ class Collector:
             for first in range(0, len(inputs.freq), _ROWS_AT_ONCE)
         ]
         outputs = ModelOutputs(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+        if freq in self._calibrated_freqs:
+            outputs = self._calibrated(freq, pending, outputs)
         self.forecasts += len(outputs.mean)
         batch = self._batch(freq, pending, inputs, outputs)
         for evaluator in self._evaluators:
             evaluator.take(batch)
+
+    def _calibrated(self, freq: str, pending: Sequence[_Pending], outputs: ModelOutputs) -> ModelOutputs:
+        """As a worker's scheduler would, one batch of a lane after the other; what is to be remembered stays here."""
+        made, start = [], 0
+        for one in pending:
+            stop = start + len(one.running)
+            own, item_ids = (
+                ModelOutputs(*(array[start:stop] for array in outputs)),
+                [i.item_id for i, _ in one.prepared.read.subjects],
+            )
+            memory = self._remembered.setdefault((one.prepared.lane.partition, freq), _LaneMemory({}, {}))
+            remembered = Remembered([memory.items.get(item_id) for item_id in item_ids], memory.segments)
+            done = calibrated_outputs(freq, one.prepared.read, own, remembered, self._calendar)
+            new = {item_id: state for item_id, state in zip(item_ids, done.states, strict=True) if state is not None}
+            memory.items.update(new)
+            for zone, learnt in done.learnt.items():
+                memory.segments[zone] = added(memory.segments.get(zone), learnt)
+            made.append(done.outputs)
+            start = stop
+        return ModelOutputs(*(np.concatenate(columns) for columns in zip(*made, strict=True)))
 
     def _batch(
         self, freq: str, pending: Sequence[_Pending], inputs: ModelInputs, outputs: ModelOutputs

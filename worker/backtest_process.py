@@ -78,7 +78,7 @@ async def _run(job: ProcessJob, evaluators: Callable[[ProcessJob, Actuals], dict
     model = await load_model(job.model, settings)
     actuals = actuals_of(job.lanes, job.end_ms)
     named = evaluators(job, actuals)
-    collector = Collector(model, actuals, settings.shop_calendar(), list(named.values()))
+    collector = Collector(model, actuals, settings.shop_calendar(), list(named.values()), settings.calibrated_freqs)
 
     def reached(event_time_ms: int) -> None:
         note.reached(event_time_ms)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple, Protocol
@@ -13,16 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feature_store.calendar_time import ShopCalendar, bucket_start_ms, week_of_day
+from feature_store.calibration_state import ItemCalibration, SegmentLevels
 from feature_store.events import CalendarEntry
 from feature_store.features import FEATURE_INDEX, UNITS_PER_ONE, BucketRows
 from feature_store.items import Item, ProductState
 from feature_store.layout import ForecastSummary
 from forecaster.contract import QUANTILE_LEVELS
 from forecaster.inputs import ModelInputs, ModelOutputs, running_buckets
+from worker.calibration import Raw, Subjects, calibrate, owed_outcomes
 from worker.schemas import Forecast, ForecastStep
 
 _Q10, _Q50, _Q90 = (QUANTILE_LEVELS.index(level) for level in (0.1, 0.5, 0.9))
 _UNITS = FEATURE_INDEX["units"]
+_BUCKET_BITS = 32
 
 
 class LaneRead(Protocol):
@@ -42,6 +45,10 @@ class LaneRead(Protocol):
     def marks(self) -> list[int | None]: ...
     @property
     def rows(self) -> BucketRows: ...
+    @property
+    def calibrations(self) -> list[ItemCalibration | None]: ...
+    @property
+    def segments(self) -> dict[str, SegmentLevels]: ...
 
 
 class Reply(Protocol):
@@ -71,6 +78,7 @@ class ForecastRules:
     infer: Callable[[ModelInputs], Awaitable[Reply]]
     model_is_away: Callable[[], bool]
     issued_at_ms: Callable[[int], int]  # from the cutoff: the wall clock live, the cutoff itself in replay
+    calibrated_freqs: Collection[str] = ()  # of these, quantiles are adjusted to what has sold
 
 
 class Model(NamedTuple):
@@ -84,10 +92,12 @@ BASELINE = Model("empirical", "1")
 
 
 class Messages(NamedTuple):
-    """Forecasts of one lane's items, ready to be sent; `done` is what is to be stored of them afterwards."""
+    """Forecasts of one lane's items, ready to be sent; `done` and `learnt` are what is to be stored of them
+    afterwards, `learnt` by time zone."""
 
     messages: list[tuple[str, bytes | None]]
-    done: list[tuple[str, int | None, ForecastSummary | None]]
+    done: list[tuple[str, int | None, ForecastSummary | None, ItemCalibration | None]]
+    learnt: dict[str, SegmentLevels]
 
 
 def rows_of(freq: str, read: LaneRead) -> BucketRows:
@@ -95,17 +105,84 @@ def rows_of(freq: str, read: LaneRead) -> BucketRows:
     return read.rows._replace(bucket=week_of_day(read.rows.bucket)) if freq == "1w" else read.rows
 
 
+class Remembered(NamedTuple):
+    """What calibration has remembered of a lane's items, row for row, and of its segments, by time zone."""
+
+    calibrations: Sequence[ItemCalibration | None]
+    segments: Mapping[str, SegmentLevels]
+
+
+class CalibratedOutputs(NamedTuple):
+    """A model's outputs as they are sent.
+
+    quantiles_raw: the model's own; None = nothing was adjusted.
+    states, learnt: what calibration is to remember, by item and by time zone.
+    """
+
+    outputs: ModelOutputs
+    quantiles_raw: NDArray[np.float32] | None
+    states: Sequence[ItemCalibration | None]
+    learnt: dict[str, SegmentLevels]
+
+
 def forecast_messages(rules: ForecastRules, freq: str, read: LaneRead, outputs: ModelOutputs, model: Model) -> Messages:
     """What is sent of one lane's forecasts of one frequency, and what is stored of them; row for row of `read`."""
     writer = _ForecastWriter(rules, freq, read, model)
     observed = writer.observed()
-    rounded = _rounded(outputs, observed)
-    made = Messages([], [])
+    units = observed / UNITS_PER_ONE[_UNITS]
+    if freq in rules.calibrated_freqs and model != BASELINE:  # of a baseline's quantiles nothing was learnt
+        remembered = Remembered(read.calibrations, read.segments)
+        calibrated = calibrated_outputs(freq, read, outputs, remembered, rules.calendar)
+    else:
+        calibrated = CalibratedOutputs(outputs, None, [None] * len(read.subjects), {})
+    rounded = _rounded(calibrated.outputs, calibrated.quantiles_raw, units)
+    made = Messages([], [], calibrated.learnt)
     for i, (item, _) in enumerate(read.subjects):
-        forecast, summary = writer.write(i, rounded, float(observed[i]))
+        forecast, summary = writer.write(i, rounded, float(units[i]))
         made.messages.append((item.item_id, msgspec.json.encode(forecast)))
-        made.done.append((item.item_id, read.marks[i], summary))
+        made.done.append((item.item_id, read.marks[i], summary, calibrated.states[i]))
     return made
+
+
+def calibrated_outputs(
+    freq: str, read: LaneRead, outputs: ModelOutputs, remembered: Remembered, calendar: ShopCalendar
+) -> CalibratedOutputs:
+    """Learn from what has sold since the items' earlier forecasts, and adjust these."""
+    zones = [calendar.zone(item.location_id) for item, _ in read.subjects]
+    running = running_buckets(freq, read.cutoff_ms, zones)
+    rows = rows_of(freq, read)
+    observed = _sold(rows, np.arange(len(zones)), running)
+    raw = Raw(*(array.astype(np.float64) for array in outputs))
+    units = observed / UNITS_PER_ONE[_UNITS]
+    # What was observed counts as a unit's fraction there, as a 32-bit number here: the rest may fall a little below 0.
+    raw.quantiles[:, 0] = np.maximum(raw.quantiles[:, 0] - units[:, None], 0.0)
+    raw.mean[:, 0] = np.maximum(raw.mean[:, 0] - units, 0.0)
+    subjects = Subjects(running, zones, observed, *remembered)
+    owed = np.array(owed_outcomes(subjects), dtype=np.int64).reshape(-1, 2)
+    made = calibrate(raw, subjects, _sold(rows, owed[:, 0], owed[:, 1]))
+    made.quantiles[:, 0] += units[:, None]
+    made.mean[:, 0] += units
+    adjusted = ModelOutputs(*(array.astype(np.float32) for array in made[:3]))
+    return CalibratedOutputs(adjusted, outputs.quantiles, made.states, made.learnt)
+
+
+def _sold(rows: BucketRows, item: NDArray[np.int64], bucket: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Units sold of items in buckets, in thousandths: int64 (pair,). Exact, for it is summed in whole thousandths."""
+    sold = np.zeros(len(item), dtype=np.int64)
+    if len(item) and len(rows.item):
+        pairs, place = np.unique(_pair(item, bucket), return_inverse=True)
+        keys = _pair(rows.item, rows.bucket)
+        at = np.minimum(np.searchsorted(pairs, keys), len(pairs) - 1)
+        found = pairs[at] == keys
+        sums = np.zeros(len(pairs), dtype=np.int64)
+        np.add.at(sums, at[found], rows.values[found, _UNITS])
+        sold = sums[place]
+    return sold
+
+
+def _pair(item: NDArray[np.int64], bucket: NDArray[np.int64]) -> NDArray[np.int64]:
+    """One number for an item and a bucket."""
+    return (item << _BUCKET_BITS) + bucket
 
 
 class _Rounded(NamedTuple):
@@ -114,15 +191,23 @@ class _Rounded(NamedTuple):
     quantiles: list[list[list[float]]]
     mean: list[list[float]]
     cumulative_quantiles: list[list[list[float]]]
+    quantiles_raw: list[list[list[float]]] | None
 
 
-def _rounded(outputs: ModelOutputs, observed: NDArray[np.float64]) -> _Rounded:
+def _rounded(
+    outputs: ModelOutputs, quantiles_raw: NDArray[np.float32] | None, observed: NDArray[np.float64]
+) -> _Rounded:
     """The model's 32-bit numbers as decimals; those of the running bucket at least what was observed in it, which they
     may be a little short of by their own precision."""
     quantiles, mean, cumulative = (np.round(array.astype(np.float64), 3) for array in outputs)
     quantiles[:, 0] = np.maximum(quantiles[:, 0], observed[:, None])
     mean[:, 0] = np.maximum(mean[:, 0], observed)
-    return _Rounded(quantiles.tolist(), mean.tolist(), cumulative.tolist())
+    raw = None
+    if quantiles_raw is not None:
+        rounded_raw = np.round(quantiles_raw.astype(np.float64), 3)
+        rounded_raw[:, 0] = np.maximum(rounded_raw[:, 0], observed[:, None])
+        raw = rounded_raw.tolist()
+    return _Rounded(quantiles.tolist(), mean.tolist(), cumulative.tolist(), raw)
 
 
 class _ForecastWriter:
@@ -138,14 +223,9 @@ class _ForecastWriter:
         self._zones = zones
         self._edges: dict[tuple[int, str], list[int]] = {}
 
-    def observed(self) -> NDArray[np.float64]:
-        """Units sold so far in each item's running bucket: float64 (item,), exact to the thousandth, for it is summed
-        in whole thousandths."""
-        rows = rows_of(self._freq, self._read)
-        running = rows.bucket == self._buckets[rows.item]
-        sums = np.zeros(len(self._buckets), dtype=np.int64)
-        np.add.at(sums, rows.item[running], rows.values[running, _UNITS])
-        return np.asarray(sums / UNITS_PER_ONE[_UNITS], dtype=np.float64)
+    def observed(self) -> NDArray[np.int64]:
+        """Units sold so far in each item's running bucket, in thousandths: int64 (item,)."""
+        return _sold(rows_of(self._freq, self._read), np.arange(len(self._buckets)), self._buckets)
 
     def _bucket_edges(self, i: int) -> list[int]:
         key = (int(self._buckets[i]), self._zones[i])
@@ -162,8 +242,9 @@ class _ForecastWriter:
         identity = [item.item_id, self._freq, read.cutoff_ms, sorted(read.positions.items()), *self._model]
         digest = hashlib.blake2b(msgspec.json.encode([*identity, rules.config_hash]), digest_size=12)
         quantiles, means = outputs.quantiles[i], outputs.mean[i]
+        raw = outputs.quantiles_raw[i] if outputs.quantiles_raw is not None else [None] * len(quantiles)
         steps = [
-            ForecastStep(start, end, means[k], quantiles[k], outputs.cumulative_quantiles[i][k])
+            ForecastStep(start, end, means[k], quantiles[k], outputs.cumulative_quantiles[i][k], raw[k])
             for k, (start, end) in enumerate(pairwise(edges))
         ]
         forecast = Forecast(

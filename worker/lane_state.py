@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feature_store.calendar_time import FREQS, bucket_of
+from feature_store.calibration_state import ItemCalibration, SegmentLevels
 from feature_store.decoding import DecodeLimits
 from feature_store.events import item_id_of
 from feature_store.features import BucketRows, pool_product_rows
 from feature_store.items import NO_PRODUCT_STATE, Item, ProductState
 from feature_store.layout import ForecastSummary
 from feature_store.plan import Retention
-from feature_store.store import Claim, Done, FeatureStore, Heads
+from feature_store.store import NOTHING_LEARNT, Claim, Done, FeatureStore, Heads
 from worker.aside import Message
 
 _DAY_MS = 86_400_000
@@ -46,6 +47,7 @@ class LaneRules:
     reject_window: int
     send: Send
     touched_freqs: Collection[str] = FREQS  # forecast as soon as an item is touched; others when their bucket closes
+    calibrated_freqs: Collection[str] = ()  # of these, what calibration remembers is read too
     refreshed_freqs: Collection[str] = FREQS  # live items are forecast anew when their bucket closes
     now_ms: Callable[[], int] = field(default=lambda: time.time_ns() // 1_000_000)
     # A replay's ticks also name messages of the whole shop's calendar: its topic, and how to wait until they are known.
@@ -63,6 +65,12 @@ class LaneRead(NamedTuple):
     revisions: list[int]
     marks: list[int | None]
     rows: BucketRows
+    calibrations: list[ItemCalibration | None]  # of each subject; nothing of a frequency that is not calibrated
+    segments: dict[str, SegmentLevels]  # by time zone
+
+
+# What is stored of a forecast: (item_id, mark that was read, None = withdrawn, None = calibration stays as it is).
+DoneEntry = tuple[str, int | None, ForecastSummary | None, ItemCalibration | None]
 
 
 class LaneState:
@@ -170,7 +178,9 @@ class LaneState:
         last, running = -1, self._running(stored, self.clock_ms())
         while last < running:  # once, unless a step that was under way has moved the newest event on
             first, last = running - buckets - 1, running + 1
-            found = await self._store.read(self.claim, freq, item_ids, stored, series, first, last)
+            found = await self._store.read(
+                self.claim, freq, item_ids, stored, series, first, last, calibrated=freq in self._rules.calibrated_freqs
+            )
             # The newest event that the script saw may have been applied a moment after the lane's own clock was set.
             cutoff_ms = self._clock_ms if self._rules.clock_topic else max(self.clock_ms(), *found.newest.values())
             running = self._running(stored, cutoff_ms)
@@ -186,6 +196,8 @@ class LaneState:
             revisions=[self.claim.heads[freq].get(item_id, Heads(0, 0)).revision for item_id in item_ids],
             marks=found.marks,
             rows=pool_product_rows(_where(rows, is_own), _where(rows, ~is_own), [bool(i.location_id) for i in items]),
+            calibrations=found.calibrations,
+            segments=found.segments,
         )
 
     def _running(self, freq: str, time_ms: int) -> int:
@@ -198,11 +210,16 @@ class LaneState:
         if keyed:
             await self._rules.send(topic, self.partition, keyed)
 
-    async def forecasts_done(self, freq: str, done: Sequence[tuple[str, int | None, ForecastSummary | None]]) -> None:
-        """Store acknowledged forecasts and clear what is no longer owed."""
-        await self._store.forecasts_done(self.claim, freq, [Done(*entry) for entry in done])
-        heads = [None if summary is None else Heads(summary.revision, summary.running_bucket) for _, _, summary in done]
-        self.note_done(freq, [(item_id, mark, head) for (item_id, mark, _), head in zip(done, heads, strict=True)])
+    async def forecasts_done(
+        self, freq: str, done: Sequence[DoneEntry], learnt: Mapping[str, SegmentLevels] = NOTHING_LEARNT
+    ) -> None:
+        """Store acknowledged forecasts, with what calibration has learnt, and clear what is no longer owed."""
+        await self._store.forecasts_done(self.claim, freq, [Done(*entry) for entry in done], learnt)
+        noted = []
+        for item_id, mark, summary, _ in done:
+            head = None if summary is None else Heads(summary.revision, summary.running_bucket)
+            noted.append((item_id, mark, head))
+        self.note_done(freq, noted)
 
     def note_done(self, freq: str, done: Sequence[tuple[str, int | None, Heads | None]]) -> None:
         """What forecasts change in memory: (item_id, mark that was read, the forecast's head or None = withdrawn)."""

@@ -22,6 +22,7 @@ def lane_rules(settings: Settings, *, clock_topic: str, send: Send) -> LaneRules
         clock_topic=clock_topic,
         retention=Retention(settings.shop_calendar(), settings.retention),
         forecast_freqs=settings.forecast_freqs,
+        calibrated_freqs=settings.calibrated_freqs,
         limits=settings.decode_limits(lambda product_id: murmur2_partition(product_id, count)),
         dedup_window_ms=settings.dedup_window_ms,
         out_of_orderness_ms=settings.out_of_orderness_ms,
@@ -47,6 +48,7 @@ def forecast_rules(
     return ForecastRules(
         topic=settings.topic_forecasts,
         freqs=settings.forecast_freqs,
+        calibrated_freqs=settings.calibrated_freqs,
         stored_freq={freq: stored_freq(freq) for freq in settings.forecast_freqs},
         stored_buckets={freq: stored_buckets(freq) for freq in settings.forecast_freqs},
         prediction_length={freq: settings.prediction_length(freq) for freq in settings.forecast_freqs},

@@ -8,14 +8,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from itertools import islice, zip_longest
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from feature_store.calibration_state import ItemCalibration, SegmentLevels
 from feature_store.layout import ForecastSummary
-from feature_store.store import BehindError, FencedError, Heads
+from feature_store.store import NOTHING_LEARNT, BehindError, FencedError, Heads
 from forecaster.baselines import empirical_forecast
 from forecaster.contract import ROWS_PER_PASS
 from forecaster.inputs import ModelInputs, ModelOutputs, Subject, build_inputs
@@ -33,6 +34,9 @@ class Lane(Protocol):
 
     closed: bool
 
+    @property
+    def partition(self) -> int: ...
+
     def owed(self, freq: str) -> int: ...
     def is_touched(self, freq: str, item_id: str) -> bool: ...
     def touched(self, freq: str, most: int | None = None) -> list[str]: ...
@@ -41,7 +45,10 @@ class Lane(Protocol):
     async def read(self, freq: str, stored: str, buckets: int, item_ids: Sequence[str]) -> LaneRead: ...
     async def send_forecasts(self, topic: str, freq: str, messages: Sequence[tuple[str, bytes | None]]) -> None: ...
     async def forecasts_done(
-        self, freq: str, done: Sequence[tuple[str, int | None, ForecastSummary | None]]
+        self,
+        freq: str,
+        done: Sequence[tuple[str, int | None, ForecastSummary | None, ItemCalibration | None]],
+        learnt: Mapping[str, SegmentLevels] = NOTHING_LEARNT,
     ) -> None: ...
     def note_done(self, freq: str, done: Sequence[tuple[str, int | None, Heads | None]]) -> None: ...
 
@@ -160,7 +167,7 @@ class Scheduler:
     async def publish(self, freq: str, prepared: Sequence[Prepared]) -> None:
         """Make forecasts of one frequency and bring them out.
 
-        1. One request to the model; without an answer a baseline takes its place.
+        1. One request to the model; without an answer a baseline takes its place. Calibrate.
         2. Send, and wait until Kafka has acknowledged.
         3. Store what was sent; clear the marks of items that nothing has touched since.
         """
@@ -197,7 +204,7 @@ class Scheduler:
         sent_before = [item_id for i, item_id in zip(gone, item_ids, strict=True) if read.revisions[i] > 0]
         await lane.send_forecasts(self._rules.topic, freq, [(item_id, None) for item_id in sent_before])
         await lane.forecasts_done(
-            freq, [(item_id, read.marks[i], None) for i, item_id in zip(gone, item_ids, strict=True)]
+            freq, [(item_id, read.marks[i], None, None) for i, item_id in zip(gone, item_ids, strict=True)]
         )
 
     def _inputs(self, freq: str, read: LaneRead) -> ModelInputs:
@@ -221,7 +228,7 @@ class Scheduler:
             return
         try:
             await lane.send_forecasts(self._rules.topic, freq, made.messages)
-            await lane.forecasts_done(freq, made.done)
+            await lane.forecasts_done(freq, made.done, made.learnt)
         except (FencedError, BehindError) as error:
             logger.warning("sent forecasts are not stored, the lane's next owner makes them anew: %s", error)
             lane.closed = True

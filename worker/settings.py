@@ -135,6 +135,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         tuple[str, ...],
         Meta(description="of these, all live items are forecast anew when their bucket has closed"),
     ] = ("1h", "1d", "1w")
+    calibrated_freqs: Annotated[
+        tuple[str, ...],
+        Meta(description="of these, quantiles are adjusted to what has sold; see docs/calibration.md"),
+    ] = ("1h", "1d", "1w")
     prediction_length_1h: Annotated[int, Meta(ge=1, description="hourly steps")] = 48
     prediction_length_1d: Annotated[int, Meta(ge=1, description="daily steps")] = 28
     prediction_length_1w: Annotated[int, Meta(ge=1, description="weekly steps")] = 13
@@ -155,7 +159,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     web_port: Annotated[int, Meta(ge=0, le=65535, description="port of /live, /ready and /metrics")] = 6066
 
     def __post_init__(self) -> None:
-        for field in ("forecast_freqs", "touched_freqs", "refreshed_freqs"):
+        for field in ("forecast_freqs", "touched_freqs", "refreshed_freqs", "calibrated_freqs"):
             for freq in getattr(self, field):
                 if freq not in WINDOWS:
                     raise ValueError(f"{field}: {freq!r} is not one of {', '.join(WINDOWS)}")
@@ -235,6 +239,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         names = ("time_zone", "location_time_zones", "retention", "forecast_freqs", "out_of_orderness_ms", "currency")
         meaning: dict[str, Any] = {name: getattr(self, name) for name in names}
         meaning["prediction_lengths"] = {freq: self.prediction_length(freq) for freq in self.forecast_freqs}
+        meaning["calibrated_freqs"] = [freq for freq in self.forecast_freqs if freq in self.calibrated_freqs]
         meaning["features_hash"] = features_hash()
         return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:12]
 
