@@ -42,12 +42,14 @@ class SegmentLevels(msgspec.Struct, array_like=True, frozen=True):
 
     bucket: the running bucket in which the counts and ranks are gathered; they change the levels of the next one.
     levels: millionths, (segment × quantile): at which level of the model's own quantiles each level is read.
+    scales: millionths, (segment): log of the factor by which the model's quantiles are multiplied.
     counts: (segment): past forecasts judged in `bucket`.
     ranks: ten-thousandths, (segment × quantile): their ranks, summed.
     """
 
     bucket: int
     levels: list[int]
+    scales: list[int]
     counts: list[int]
     ranks: list[int]
 

@@ -27,6 +27,14 @@ if stored[3] then
   is_copied = tonumber(stored[3]) > now
   if is_copied and ARGV[2] ~= '1' then return {'COPIED'} end
 end
+-- Run again after its reply got lost it must not add what was learnt once more: what it was learnt of stands then.
+local is_again = false
+for _, d in ipairs(a.done) do
+  if d[4] ~= '' then
+    is_again = redis.call('HGET', KEYS[4], d[1]) == d[4]
+    break
+  end
+end
 for _, d in ipairs(a.done) do
   if d[3] == '' then
     redis.call('HDEL', KEYS[3], d[1])
@@ -37,13 +45,13 @@ for _, d in ipairs(a.done) do
   end
   if d[2] ~= '' and redis.call('HGET', KEYS[2], d[1]) == d[2] then redis.call('HDEL', KEYS[2], d[1]) end
 end
--- A SegmentLevels is {bucket, levels, counts, ranks}. Sums stay far below 10^14, up to which cjson writes every digit.
-for i = 1, #a.learnt, 2 do
+-- A SegmentLevels is {bucket, levels, scales, counts, ranks}. Sums stay far below 10^14, up to which cjson writes every digit.
+for i = 1, is_again and 0 or #a.learnt, 2 do
   local zone, text = a.learnt[i], a.learnt[i + 1]
   local before = redis.call('HGET', KEYS[5], zone)
   local own, stands = cjson.decode(text), before and cjson.decode(before)
   if stands and stands[1] == own[1] then
-    for part = 3, 4 do
+    for part = 4, 5 do
       for place, number in ipairs(own[part]) do stands[part][place] = stands[part][place] + number end
     end
     redis.call('HSET', KEYS[5], zone, cjson.encode(stands))

@@ -8,6 +8,9 @@ one step size suits items that sell once a year and items that sell a thousand a
 
 * Segments. The items of a lane and time zone that sell about as much in a bucket share 19 levels, for the running
   bucket and for later ones. When a bucket has closed, level τ moves by `step × n / (n + few) × (τ - mean rank)`.
+* Scale. Level 0.995 can't be read further out than the model's quantiles reach. Where more than a few hundredths of
+  what was sold lies outside of the outermost adjusted quantiles, the quantiles of the segment are multiplied by a
+  factor that grows (or falls) with that share, and its levels begin anew; a factor no longer needed is forgotten.
 * Items. Each has one shift of all levels, on the log-odds scale, that moves by `item_step × mean over τ of (τ - rank)`
   and forgets by `forget` each time.
 
@@ -46,6 +49,7 @@ _LEVEL_UNIT, _RANK_UNIT, _SHIFT_UNIT = 1_000_000, 10_000, 1_000_000
 _THOUSANDTHS, _HUNDREDTHS = 1_000, 100
 # No level is read beyond these: the model's outermost ones are 0.005 and 0.995, and what lies beyond is extrapolated.
 _LOWEST, _HIGHEST = 0.002, 0.998
+_WIDEST = np.log(16.0)  # no scale beyond this factor, nor below its inverse
 
 
 class Pace(NamedTuple):
@@ -53,12 +57,18 @@ class Pace(NamedTuple):
 
     step: of a segment's levels, for each bucket; few: forecasts at which a segment's step is halved.
     item_step, forget: of an item's shift, for each bucket.
+    scale_step: of a segment's scale; beyond: share outside of the outermost quantiles, over what they promise, that is
+        let pass; settle: change of the log scale beyond which the levels begin anew.
     """
 
     step: float = 0.15
     few: float = 10.0
     item_step: float = 0.15
     forget: float = 0.03
+    scale_step: float = 1.0
+    beyond: float = 0.02
+    settle: float = 0.1
+    scale_forget: float = 0.01
 
 
 DEFAULT_PACE = Pace()
@@ -133,15 +143,18 @@ def calibrate(raw: Raw, subjects: Subjects, sold: Integers, pace: Pace = DEFAULT
     zones = sorted(now)
     levels = np.stack([np.array(now[zone].levels).reshape(SEGMENTS, _COUNT) for zone in zones]) / _LEVEL_UNIT
     zone_of = np.array([zones.index(zone) for zone in subjects.zones], dtype=np.int64)
+    scales = np.exp(np.stack([np.array(now[zone].scales) for zone in zones]) / _LEVEL_UNIT)
     shift = np.array([state.shift if state else 0 for state in subjects.states]) / _SHIFT_UNIT
-    learnt = _learn(subjects, sold, levels, zone_of, shift)  # 2
+    learnt = _learn(subjects, sold, _Learned(levels[zone_of], scales[zone_of], shift), zone_of)  # 2
     fresh = np.array([s is None or s.bucket < b for s, b in zip(subjects.states, subjects.running, strict=True)])
     shift = np.where(fresh, (1 - pace.forget) * shift + pace.item_step * learnt.surprise, shift)
     packed_shift = np.rint(shift * _SHIFT_UNIT).astype(np.int64)
-    quantiles, mean, cumulative = _adjusted(raw, levels[zone_of], packed_shift / _SHIFT_UNIT)  # 3
+    quantiles, mean, cumulative = _adjusted(
+        raw, _Learned(levels[zone_of], scales[zone_of], packed_shift / _SHIFT_UNIT)
+    )  # 3
     states = _states(raw, subjects, packed_shift, fresh)  # 4
     additions = {
-        zone: SegmentLevels(now[zone].bucket, now[zone].levels, learnt.counts[z].tolist(), learnt.ranks[z].tolist())
+        zone: SegmentLevels(*_head(now[zone]), learnt.counts[z].tolist(), learnt.ranks[z].tolist())
         for z, zone in enumerate(zones)
         if any(fresh[zone_of == z])
     }
@@ -156,7 +169,11 @@ def added(stored: SegmentLevels | None, learnt: SegmentLevels) -> SegmentLevels:
         return stored
     counts = [a + b for a, b in zip(stored.counts, learnt.counts, strict=True)]
     ranks = [a + b for a, b in zip(stored.ranks, learnt.ranks, strict=True)]
-    return SegmentLevels(stored.bucket, stored.levels, counts, ranks)
+    return SegmentLevels(*_head(stored), counts, ranks)
+
+
+def _head(levels: SegmentLevels) -> tuple[int, list[int], list[int]]:
+    return levels.bucket, levels.levels, levels.scales
 
 
 def ranks_of(quantiles: Floats, sold: Floats) -> Floats:
@@ -175,18 +192,48 @@ def ranks_of(quantiles: Floats, sold: Floats) -> Floats:
 
 
 def _folded(stored: SegmentLevels | None, bucket: int, pace: Pace) -> SegmentLevels:
-    """A zone's levels in a bucket: those before it, moved by what was learnt there. Nothing is learnt twice."""
+    """A zone's levels and scales in a bucket: those before it, moved by what was learnt there."""
     nothing = [0] * SEGMENTS, [0] * (SEGMENTS * _COUNT)
     if stored is None:
-        return SegmentLevels(bucket, np.rint(np.tile(LEVELS, SEGMENTS) * _LEVEL_UNIT).astype(int).tolist(), *nothing)
-    if stored.bucket >= bucket:
-        return SegmentLevels(bucket, stored.levels, *nothing)
+        levels, scales = np.tile(LEVELS, (SEGMENTS, 1)), np.zeros(SEGMENTS)
+    elif stored.bucket >= bucket:
+        return SegmentLevels(bucket, stored.levels, stored.scales, *nothing)
+    else:
+        levels, scales = _moved(stored, pace)
+    return SegmentLevels(bucket, _packed(levels), _packed(scales), *nothing)
+
+
+def _packed(numbers: Floats) -> list[int]:
+    packed: list[int] = np.rint(numbers * _LEVEL_UNIT).astype(np.int64).ravel().tolist()
+    return packed
+
+
+def _moved(stored: SegmentLevels, pace: Pace) -> tuple[Floats, Floats]:
+    """Levels (segment, quantile) and log scales (segment) after a bucket."""
     levels = np.array(stored.levels).reshape(SEGMENTS, _COUNT) / _LEVEL_UNIT
-    counts = np.array(stored.counts)[:, None]
-    mean_rank = np.array(stored.ranks).reshape(SEGMENTS, _COUNT) / _RANK_UNIT / np.maximum(counts, 1)
-    moved = levels + pace.step * counts / (counts + pace.few) * (LEVELS - mean_rank)
+    scales = np.array(stored.scales) / _LEVEL_UNIT
+    counts = np.array(stored.counts)
+    weight = counts / (counts + pace.few)
+    ranks = np.array(stored.ranks).reshape(SEGMENTS, _COUNT) / _RANK_UNIT / np.maximum(counts, 1)[:, None]
+    above = np.maximum(LEVELS[-1] - ranks[:, -1] - pace.beyond, 0.0)
+    below = np.maximum(ranks[:, 0] - LEVELS[0] - pace.beyond, 0.0)
+    change = pace.scale_step * weight * (above - below)
+    moved = levels + (pace.step * weight)[:, None] * (LEVELS - ranks)
+    moved = np.where((np.abs(change) > pace.settle)[:, None], LEVELS, moved)
     moved = np.clip(np.maximum.accumulate(moved, axis=1), _LOWEST, _HIGHEST)
-    return SegmentLevels(bucket, np.rint(moved * _LEVEL_UNIT).astype(int).ravel().tolist(), *nothing)
+    kept = np.where(counts > 0, 1 - pace.scale_forget, 1.0)
+    return moved, np.clip(kept * scales + change, -_WIDEST, _WIDEST)
+
+
+class _Learned(NamedTuple):
+    """How each item's quantiles are read.
+
+    levels: float64 (item, segment, quantile). scales: float64 (item, segment), factors. shift: float64 (item,).
+    """
+
+    levels: Floats
+    scales: Floats
+    shift: Floats
 
 
 class _Learnt(NamedTuple):
@@ -198,8 +245,8 @@ class _Learnt(NamedTuple):
     surprise: Floats
 
 
-def _learn(subjects: Subjects, sold: Integers, levels: Floats, zone_of: Integers, shift: Floats) -> _Learnt:
-    zones, items = len(levels), len(zone_of)
+def _learn(subjects: Subjects, sold: Integers, learned: _Learned, zone_of: Integers) -> _Learnt:
+    zones, items = int(zone_of.max()) + 1, len(zone_of)
     counts = np.zeros((zones, SEGMENTS), dtype=np.int64)
     ranks = np.zeros((zones, SEGMENTS, _COUNT), dtype=np.int64)
     surprise = np.zeros(items)
@@ -215,8 +262,9 @@ def _learn(subjects: Subjects, sold: Integers, levels: Floats, zone_of: Integers
         segment = np.array([past.segment for _, past in rows])
         quantiles = np.array([past.quantiles for _, past in rows]) / _HUNDREDTHS
         rest = np.maximum(sold - np.array([past.observed for _, past in rows]), 0) / _THOUSANDTHS
-        places = _places(_shifted(levels[zone_of[item], segment], shift[item])[:, None])
-        read = _read(quantiles[:, None], places, np.zeros((len(rows), 1), dtype=np.int64))[:, 0]
+        places = _places(_shifted(learned.levels[item, segment], learned.shift[item])[:, None])
+        scaled = (quantiles * learned.scales[item, segment][:, None])[:, None]
+        read = _read(scaled, places, np.zeros((len(rows), 1), dtype=np.int64))[:, 0]
         rank = ranks_of(_rounded(read, _is_whole(quantiles)[:, None]), rest)
         np.add.at(counts, (zone_of[item], segment), 1)
         np.add.at(ranks, (zone_of[item], segment), np.rint(rank * _RANK_UNIT).astype(np.int64))
@@ -225,25 +273,25 @@ def _learn(subjects: Subjects, sold: Integers, levels: Floats, zone_of: Integers
     return _Learnt(counts, ranks.reshape(zones, -1), surprise)
 
 
-def _adjusted(raw: Raw, levels: Floats, shift: Floats) -> tuple[Floats, Floats, Floats]:
-    """Quantiles, mean and cumulative quantiles at the levels of each item's segments.
-
-    Args:
-        raw: the model's.
-        levels: float64 (item, segment, quantile).
-        shift: float64 (item,).
-    """
+def _adjusted(raw: Raw, learned: _Learned) -> tuple[Floats, Floats, Floats]:
+    """Quantiles, mean and cumulative quantiles at the levels and scales of each item's segments."""
     items, steps = raw.mean.shape
-    places = _places(_shifted(levels, shift[:, None]))
+    places = _places(_shifted(learned.levels, learned.shift[:, None]))
     whole = _is_whole(raw.quantiles.reshape(items, -1))[:, None, None]
-    quantiles = _rounded(_read(raw.quantiles, places, _segments(raw.mean)), whole)
+    segment = _segments(raw.mean)
+    quantiles = _rounded(_read(raw.quantiles, places, segment) * _by_step(learned.scales, segment), whole)
     # A sum over steps moves as the steps do that it is of: by the segment of their mean.
     segment = _segments(np.cumsum(raw.mean, axis=1) / np.arange(1, steps + 1))
-    cumulative = _rounded(_read(raw.cumulative, places, segment), whole)
+    cumulative = _rounded(_read(raw.cumulative, places, segment) * _by_step(learned.scales, segment), whole)
     cumulative[:, 0] = quantiles[:, 0]
     cumulative = np.maximum.accumulate(cumulative, axis=1)
     mean = np.maximum(raw.mean + (quantiles - raw.quantiles) @ _WEIGHTS, 0.0)
     return quantiles, mean, cumulative
+
+
+def _by_step(scales: Floats, segment: Integers) -> Floats:
+    """Each item and step's factor: float64 (item, step, 1)."""
+    return np.take_along_axis(scales, segment, axis=1)[:, :, None]
 
 
 # Of each quantile in the integral over levels: how far its neighbours are apart, halved; the outermost stand for the

@@ -18,6 +18,7 @@ from feature_store.events import CalendarEntry
 from feature_store.features import FEATURE_INDEX, UNITS_PER_ONE, BucketRows
 from feature_store.items import Item, ProductState
 from feature_store.layout import ForecastSummary
+from feature_store.store_types import Done
 from forecaster.contract import QUANTILE_LEVELS
 from forecaster.inputs import ModelInputs, ModelOutputs, running_buckets
 from worker.calibration import Raw, Subjects, calibrate, owed_outcomes
@@ -96,7 +97,7 @@ class Messages(NamedTuple):
     afterwards, `learnt` by time zone."""
 
     messages: list[tuple[str, bytes | None]]
-    done: list[tuple[str, int | None, ForecastSummary | None, ItemCalibration | None]]
+    done: list[Done]
     learnt: dict[str, SegmentLevels]
 
 
@@ -140,7 +141,7 @@ def forecast_messages(rules: ForecastRules, freq: str, read: LaneRead, outputs: 
     for i, (item, _) in enumerate(read.subjects):
         forecast, summary = writer.write(i, rounded, float(units[i]))
         made.messages.append((item.item_id, msgspec.json.encode(forecast)))
-        made.done.append((item.item_id, read.marks[i], summary, calibrated.states[i]))
+        made.done.append(Done(item.item_id, read.marks[i], summary, calibrated.states[i]))
     return made
 
 
@@ -157,7 +158,9 @@ def calibrated_outputs(
     # What was observed counts as a unit's fraction there, as a 32-bit number here: the rest may fall a little below 0.
     raw.quantiles[:, 0] = np.maximum(raw.quantiles[:, 0] - units[:, None], 0.0)
     raw.mean[:, 0] = np.maximum(raw.mean[:, 0] - units, 0.0)
-    subjects = Subjects(running, zones, observed, *remembered)
+    # What was remembered of an item that has been withdrawn meanwhile is of another life.
+    states = [state if before else None for state, before in zip(remembered.calibrations, read.revisions, strict=True)]
+    subjects = Subjects(running, zones, observed, states, remembered.segments)
     owed = np.array(owed_outcomes(subjects), dtype=np.int64).reshape(-1, 2)
     made = calibrate(raw, subjects, _sold(rows, owed[:, 0], owed[:, 1]))
     made.quantiles[:, 0] += units[:, None]

@@ -18,7 +18,6 @@ from feature_store.decoding import DecodeLimits
 from feature_store.events import item_id_of
 from feature_store.features import BucketRows, pool_product_rows
 from feature_store.items import NO_PRODUCT_STATE, Item, ProductState
-from feature_store.layout import ForecastSummary
 from feature_store.plan import Retention
 from feature_store.store import NOTHING_LEARNT, Claim, Done, FeatureStore, Heads
 from worker.aside import Message
@@ -67,10 +66,6 @@ class LaneRead(NamedTuple):
     rows: BucketRows
     calibrations: list[ItemCalibration | None]  # of each subject; nothing of a frequency that is not calibrated
     segments: dict[str, SegmentLevels]  # by time zone
-
-
-# What is stored of a forecast: (item_id, mark that was read, None = withdrawn, None = calibration stays as it is).
-DoneEntry = tuple[str, int | None, ForecastSummary | None, ItemCalibration | None]
 
 
 class LaneState:
@@ -211,15 +206,12 @@ class LaneState:
             await self._rules.send(topic, self.partition, keyed)
 
     async def forecasts_done(
-        self, freq: str, done: Sequence[DoneEntry], learnt: Mapping[str, SegmentLevels] = NOTHING_LEARNT
+        self, freq: str, done: Sequence[Done], learnt: Mapping[str, SegmentLevels] = NOTHING_LEARNT
     ) -> None:
         """Store acknowledged forecasts, with what calibration has learnt, and clear what is no longer owed."""
-        await self._store.forecasts_done(self.claim, freq, [Done(*entry) for entry in done], learnt)
-        noted = []
-        for item_id, mark, summary, _ in done:
-            head = None if summary is None else Heads(summary.revision, summary.running_bucket)
-            noted.append((item_id, mark, head))
-        self.note_done(freq, noted)
+        await self._store.forecasts_done(self.claim, freq, done, learnt)
+        heads = [one.summary and Heads(one.summary.revision, one.summary.running_bucket) for one in done]
+        self.note_done(freq, [(one.item_id, one.mark, head) for one, head in zip(done, heads, strict=True)])
 
     def note_done(self, freq: str, done: Sequence[tuple[str, int | None, Heads | None]]) -> None:
         """What forecasts change in memory: (item_id, mark that was read, the forecast's head or None = withdrawn)."""

@@ -14,9 +14,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from feature_store.calibration_state import ItemCalibration, SegmentLevels
-from feature_store.layout import ForecastSummary
-from feature_store.store import NOTHING_LEARNT, BehindError, FencedError, Heads
+from feature_store.calibration_state import SegmentLevels
+from feature_store.store import NOTHING_LEARNT, BehindError, Done, FencedError, Heads
 from forecaster.baselines import empirical_forecast
 from forecaster.contract import ROWS_PER_PASS
 from forecaster.inputs import ModelInputs, ModelOutputs, Subject, build_inputs
@@ -47,7 +46,7 @@ class Lane(Protocol):
     async def forecasts_done(
         self,
         freq: str,
-        done: Sequence[tuple[str, int | None, ForecastSummary | None, ItemCalibration | None]],
+        done: Sequence[Done],
         learnt: Mapping[str, SegmentLevels] = NOTHING_LEARNT,
     ) -> None: ...
     def note_done(self, freq: str, done: Sequence[tuple[str, int | None, Heads | None]]) -> None: ...
@@ -204,7 +203,7 @@ class Scheduler:
         sent_before = [item_id for i, item_id in zip(gone, item_ids, strict=True) if read.revisions[i] > 0]
         await lane.send_forecasts(self._rules.topic, freq, [(item_id, None) for item_id in sent_before])
         await lane.forecasts_done(
-            freq, [(item_id, read.marks[i], None, None) for i, item_id in zip(gone, item_ids, strict=True)]
+            freq, [Done(item_id, read.marks[i], None) for i, item_id in zip(gone, item_ids, strict=True)]
         )
 
     def _inputs(self, freq: str, read: LaneRead) -> ModelInputs:

@@ -15,6 +15,7 @@ import pytest
 from confluent_kafka import Producer
 from numpy.typing import NDArray
 
+from feature_store.calibration_state import ItemCalibration, SegmentLevels
 from feature_store.clock_ticks import ticks
 from feature_store.recording_files import Recording
 from forecaster.baselines import empirical_forecast
@@ -27,8 +28,10 @@ from worker.backtest_collector import Collector, ForecastBatch
 from worker.backtest_lanes import LaneJob, run_lanes
 from worker.backtest_models import BacktestModel
 from worker.backtest_process import actuals_of
+from worker.calibration import added
 from worker.features_export import FeatureRows, export
 from worker.forecast_messages import ForecastRules, Model, forecast_messages
+from worker.lane_state import LaneRead
 from worker.local_stack import LocalRedis, LocalStack
 from worker.local_triton import LocalTriton
 from worker.rules import forecast_rules
@@ -195,6 +198,8 @@ class Messages:
 
     def __init__(self, rules: ForecastRules) -> None:
         self._rules = rules
+        self._items: dict[tuple[int, str, str], ItemCalibration] = {}
+        self._segments: dict[tuple[int, str], dict[str, SegmentLevels]] = {}
         self.published: dict[bytes, list[bytes]] = {}
 
     def take(self, batch: ForecastBatch) -> None:
@@ -202,7 +207,16 @@ class Messages:
         for prepared in batch.prepared:
             stop = start + len(prepared.read.subjects)
             outputs = ModelOutputs(*(column[start:stop] for column in batch.outputs))
-            made = forecast_messages(self._rules, batch.freq, prepared.read, outputs, Model(_NAME, "1"))
+            key = prepared.lane.partition, batch.freq
+            segments = self._segments.setdefault(key, {})
+            names = [item.item_id for item, _ in prepared.read.subjects]
+            assert isinstance(prepared.read, LaneRead)
+            read = prepared.read._replace(
+                calibrations=[self._items.get((*key, name)) for name in names], segments=dict(segments)
+            )
+            made = forecast_messages(self._rules, batch.freq, read, outputs, Model(_NAME, "1"))
+            self._items |= {(*key, one.item_id): one.calibration for one in made.done if one.calibration is not None}
+            segments |= {zone: added(segments.get(zone), learnt) for zone, learnt in made.learnt.items()}
             for item_id, value in made.messages:
                 self.published.setdefault(f"{item_id}|{batch.freq}".encode(), []).append(value or b"")
             start = stop

@@ -14,7 +14,7 @@ import pytest
 from feature_store.calendar_time import ShopCalendar
 from feature_store.decoding import DecodeLimits
 from feature_store.plan import Retention
-from feature_store.store import FeatureStore, FencedError
+from feature_store.store import Done, FeatureStore, FencedError
 from tests.worker.records import records_of
 from worker import metrics
 from worker.aside import Message
@@ -166,7 +166,7 @@ async def test_an_item_touched_again_while_it_is_forecast_queues_behind_those_th
     await lane.handle(shop.orders(0, "mug", "jug", "cup"))
     read = await lane.read("1d", "1d", 182, ["mug"])
     await lane.handle(shop.orders(3, "mug"))
-    await lane.forecasts_done("1d", [("mug", read.marks[0], None)])
+    await lane.forecasts_done("1d", [Done("mug", read.marks[0], None)])
     assert lane.touched("1d") == ["jug", "cup", "mug"]
     assert (await shop.lane()).touched("1d") == ["cup", "jug", "mug"], "to the next owner as well"
 
