@@ -171,13 +171,17 @@ def _volume(model: DemandModel, shop: Shop, rows: Integers) -> NDArray[np.float6
     return np.asarray(model.forecast(window.inputs).mean.mean(axis=1), dtype=np.float64)
 
 
+def _cell(number: float | None) -> str:
+    return "" if number is None else f"{number:.3f}"
+
+
 def _table_rows(figures: dict[str, Any]) -> list[list[str]]:
     rows = []
     for stream in ("as_it_was", "doubled", "half_doubled"):
         for volume, by_kind in figures[stream].items():
             for kind in KINDS:
-                cells = [f"{by_kind[kind][who][what]:.3f}" for what in ("worst", "wql") for who in ("raw", "adjusted")]
-                error = f"{by_kind[kind]['adjusted']['worst_error']:.3f}"
+                cells = [_cell(by_kind[kind][who][what]) for what in ("worst", "wql") for who in ("raw", "adjusted")]
+                error = _cell(by_kind[kind]["adjusted"]["worst_error"])
                 rows.append([f"{stream}, {volume}, {kind}", cells[0], f"{cells[1]} ± {error}", *cells[2:]])
     return rows
 

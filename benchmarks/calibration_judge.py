@@ -16,6 +16,7 @@ Floats = NDArray[np.float64]
 LEVELS: Floats = np.array(QUANTILE_LEVELS)
 STEPS = 28
 WINDOW = 28  # days of the rolling window, which moves by a week
+_FEWEST_DAYS = 14  # on which steps ended, for a window to be judged; less is shown as nothing
 KINDS = ("day 1", "days 2-7", "days 8-28", "sum of 7", "sum of 28")
 _BANDS = {"day 1": slice(0, 1), "days 2-7": slice(1, 7), "days 8-28": slice(7, 28)}
 _SUMS = {"sum of 7": 7, "sum of 28": 28}
@@ -84,7 +85,7 @@ def _day(actual: NDArray[np.floating], quantiles: NDArray[np.float32]) -> _Day:
     return _Day(float(len(y)), *counts, float(loss), float(np.abs(y).sum()))
 
 
-def judged(judge: Judge, days: range | None) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+def judged(judge: Judge, days: range | None) -> dict[str, dict[str, dict[str, dict[str, float | None]]]]:
     """By volume, kind of step and who: the worst miss of any level in any rolling four weeks of `days`, or over all
     there is (None), with its standard error, and WQL over all."""
     return {
@@ -95,21 +96,26 @@ def judged(judge: Judge, days: range | None) -> dict[str, dict[str, dict[str, di
     }
 
 
-def _judged(found: Mapping[int, _Day], days: range | None) -> dict[str, float]:
+def _judged(found: Mapping[int, _Day], days: range | None) -> dict[str, float | None]:
     windows: Sequence[list[_Day]] = [list(found.values())]
     if days is not None:
         starts = range(days[0], max(days[-1] - WINDOW + 2, days[0] + 1), 7)
         windows = [[one for day, one in found.items() if start <= day < start + WINDOW] for start in starts]
-    misses = [miss(window) for window in windows if window]
-    worst, error = max(misses, default=(0.0, 0.0))
+    # Steps far ahead end on few days of the first windows: a share over so few of them tells of those days.
+    misses = [miss(window) for window in windows if len(window) >= _FEWEST_DAYS]
+    worst, error = max(misses, default=(float("nan"), float("nan")))
     units = sum(one.units for one in found.values())
     loss = sum(one.loss for one in found.values())
     return {
-        "worst": round(worst, 4),
-        "worst_error": round(error, 4),
+        "worst": _known(worst),
+        "worst_error": _known(error),
         "wql": round(loss / units, 4) if units else 0.0,
         "steps": sum(one.count for one in found.values()),
     }
+
+
+def _known(number: float) -> float | None:
+    return round(number, 4) if np.isfinite(number) else None
 
 
 def miss(window: Sequence[_Day]) -> tuple[float, float]:

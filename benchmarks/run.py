@@ -17,6 +17,7 @@ NAMES = ("forecast", "latency", "ingest")  # run when none is named
 SHOPS = {
     f"accuracy_{shop}": ("accuracy", "--dataset", shop) for shop in ("m5", "walmart", "online_retail", "dunnhumby")
 }
+SHOPS |= {f"calibration_{shop}": ("calibration", "--dataset", shop) for shop in ("online_retail", "dunnhumby")}
 NEED_DATA = ("replay", "store", "replenishment", *SHOPS)
 _RESULTS = Path(__file__).parent / "results"
 

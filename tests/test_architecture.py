@@ -103,7 +103,7 @@ PAIRS = {
     "lane_keeper": {"lane", "lane_state", "held_records"},
     "forecast_messages": {"calibration"},
     "rules": {"forecast_messages", "lane_state", "transport"},
-    "scheduler": {"forecast_messages"},
+    "scheduler": {"calibration", "forecast_messages"},
     "transport": {"record_fetcher"},
     "dead_letters": {"topic_reading"},
     "mending": {"dead_letters", "topic_reading"},

@@ -176,6 +176,21 @@ def _head(levels: SegmentLevels) -> tuple[int, list[int], list[int]]:
     return levels.bucket, levels.levels, levels.scales
 
 
+class Outcomes(NamedTuple):
+    """Of forecasts that were judged, how many sales fell below the 10 % quantile, between, and above the 90 % one."""
+
+    below: float
+    inside: float
+    above: float
+
+
+def outcomes_of(learnt: SegmentLevels) -> Outcomes:
+    """What was learnt, as a person reads it."""
+    ranks = np.array(learnt.ranks).reshape(SEGMENTS, _COUNT).sum(axis=0) / _RANK_UNIT
+    below, not_above = (float(ranks[QUANTILE_LEVELS.index(level)]) for level in (0.1, 0.9))
+    return Outcomes(below, not_above - below, sum(learnt.counts) - not_above)
+
+
 def ranks_of(quantiles: Floats, sold: Floats) -> Floats:
     """Rank of what was sold, at each level: float64 (row, quantile), 0 to 1; see the module.
 

@@ -25,6 +25,13 @@ LOST = Counter(
     "shelfcast_lost_offsets", "Offsets that Kafka no longer held when they were due.", ["source"], registry=REGISTRY
 )
 FORECASTS = Counter("shelfcast_forecasts", "Forecasts acknowledged by Kafka.", ["freq", "degraded"], registry=REGISTRY)
+CALIBRATION_OUTCOMES = Counter(
+    "shelfcast_calibration_outcomes",
+    "Forecast buckets that have closed, by where sales fell: below the 10 % quantile, inside, or above the 90 % one; "
+    "what equals a quantile in parts. A tenth, eight tenths and a tenth are as promised.",
+    ["freq", "place"],
+    registry=REGISTRY,
+)
 OWED = Gauge("shelfcast_forecasts_owed", "Touched items whose forecast is owed.", ["freq"], registry=REGISTRY)
 LANES = Gauge("shelfcast_lanes", "Partitions this worker runs.", registry=REGISTRY)
 CLAIMS = Counter("shelfcast_claims", "Partitions claimed, by why.", ["reason"], registry=REGISTRY)

@@ -20,6 +20,7 @@ from forecaster.baselines import empirical_forecast
 from forecaster.contract import ROWS_PER_PASS
 from forecaster.inputs import ModelInputs, ModelOutputs, Subject, build_inputs
 from worker import metrics
+from worker.calibration import outcomes_of
 from worker.errors import ForecastUnavailableError
 from worker.forecast_messages import BASELINE, ForecastRules, LaneRead, Messages, Model, forecast_messages, rows_of
 
@@ -233,6 +234,9 @@ class Scheduler:
             lane.closed = True
             return
         metrics.FORECASTS.labels(freq, str(degraded).lower()).inc(len(made.messages))
+        for learnt in made.learnt.values():
+            for place, count in outcomes_of(learnt)._asdict().items():
+                metrics.CALIBRATION_OUTCOMES.labels(freq, place).inc(count)
         for item_id, _ in made.messages:
             if degraded:
                 self._degraded[freq, item_id] = lane

@@ -13,7 +13,18 @@ from numpy.typing import NDArray
 
 from feature_store.calibration_state import ItemCalibration, SegmentLevels
 from forecaster.contract import QUANTILE_LEVELS
-from worker.calibration import LEVELS, SEGMENTS, Calibrated, Raw, Subjects, added, calibrate, owed_outcomes, ranks_of
+from worker.calibration import (
+    LEVELS,
+    SEGMENTS,
+    Calibrated,
+    Raw,
+    Subjects,
+    added,
+    calibrate,
+    outcomes_of,
+    owed_outcomes,
+    ranks_of,
+)
 
 _COUNT = len(QUANTILE_LEVELS)
 _STEPS = 5
@@ -173,6 +184,18 @@ def test_mean_ranks_of_a_calibrated_forecast_of_counts_are_the_levels(mean: floa
     sold = np.random.default_rng(seed + 1).poisson(mean, 4_000).astype(np.float64)
     ranks = ranks_of(np.repeat(quantiles, len(sold), axis=0), sold)
     assert np.abs(ranks.mean(axis=0) - LEVELS).max() < 0.08
+
+
+def test_outcomes_tell_where_sales_fell() -> None:
+    means = np.tile([2.0, 12.0], 100)
+    shop, random = Shop(means), np.random.default_rng(5)
+    shop.forecast(0)
+    shop.sold[0] = random.poisson(means)
+    shop.forecast(1)
+    found = outcomes_of(shop.segments["UTC"])
+    assert sum(found) == pytest.approx(200)
+    assert found.below == pytest.approx(20, abs=12)
+    assert found.above == pytest.approx(20, abs=12)
 
 
 def test_learning_of_a_bucket_is_added_up_and_an_older_ones_dropped() -> None:
