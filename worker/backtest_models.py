@@ -44,6 +44,11 @@ def refuse_unknown(text: str) -> None:
     )
 
 
+def calibrated_freqs(text: str, settings: Settings) -> tuple[str, ...]:
+    """Of which frequencies the model's quantiles are adjusted: a baseline's never are, as in a worker."""
+    return () if text in _BASELINES else settings.calibrated_freqs
+
+
 async def load_model(text: str, settings: Settings) -> BacktestModel:
     """The model that `--model` names.
 

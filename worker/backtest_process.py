@@ -15,7 +15,7 @@ from worker.backtest_actuals import Actuals, CountingRules, count_actuals
 from worker.backtest_collector import Collector, Evaluator
 from worker.backtest_keeping import ForecastFile
 from worker.backtest_lanes import LaneJob, LanesRun, run_lanes
-from worker.backtest_models import NONE, load_model
+from worker.backtest_models import NONE, calibrated_freqs, load_model
 from worker.backtest_progress import ProgressNote
 from worker.backtest_scores import AccuracySums, SampleItems
 from worker.rules import lane_rules
@@ -78,7 +78,8 @@ async def _run(job: ProcessJob, evaluators: Callable[[ProcessJob, Actuals], dict
     model = await load_model(job.model, settings)
     actuals = actuals_of(job.lanes, job.end_ms)
     named = evaluators(job, actuals)
-    collector = Collector(model, actuals, settings.shop_calendar(), list(named.values()), settings.calibrated_freqs)
+    calendar, calibrated = settings.shop_calendar(), calibrated_freqs(job.model, settings)
+    collector = Collector(model, actuals, calendar, list(named.values()), calibrated)
 
     def reached(event_time_ms: int) -> None:
         note.reached(event_time_ms)
