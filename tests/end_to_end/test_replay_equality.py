@@ -79,6 +79,7 @@ def test_the_reference_holds_all_that_may_differ(reference: ReplayedForecasts) -
     assert {f.location_id for f in forecasts} == {"", "lisbon", "azores"}
     assert any(one.value is None for one in reference.raw)  # delisted products
     assert not any(f.degraded for f in forecasts)
+    assert any(step.quantiles != step.quantiles_raw for f in forecasts for step in f.steps), "calibration adjusts some"
     assert all(f.issued_at == f.cutoff for f in forecasts)
     assert len({f.forecast_id for f in forecasts}) == len(forecasts) > 800
     # Refreshed at the close of the hour although nothing happened to it, and touched more than once in an hour.
