@@ -49,6 +49,7 @@ _LEVEL_UNIT, _RANK_UNIT, _SHIFT_UNIT = 1_000_000, 10_000, 1_000_000
 _THOUSANDTHS, _HUNDREDTHS = 1_000, 100
 # No level is read beyond these: the model's outermost ones are 0.005 and 0.995, and what lies beyond is extrapolated.
 _LOWEST, _HIGHEST = 0.002, 0.998
+_JUDGED_WITHIN = 100  # buckets; every frequency's forecasts look back on more
 _WIDEST = np.log(16.0)  # no scale beyond this factor, nor below its inverse
 
 
@@ -114,13 +115,19 @@ class Calibrated(NamedTuple):
 
 
 def owed_outcomes(subjects: Subjects) -> list[tuple[int, int]]:
-    """(item, bucket) of every kept forecast whose bucket has closed: what was sold then is asked for."""
+    """(item, bucket) of every kept forecast that is to be judged now: what was sold then is asked for."""
+    return [(i, past.bucket) for i, past in _closed(subjects)]
+
+
+def _closed(subjects: Subjects) -> list[tuple[int, PastForecast]]:
+    """Forecasts whose bucket has closed, by item. Of buckets long past the features may know nothing any more: what an
+    item sold while it was not forecast for so long is not asked for."""
     return [
-        (i, past.bucket)
+        (i, past)
         for i, state in enumerate(subjects.states)
         if state is not None and state.bucket < subjects.running[i]
         for past in state.past
-        if past.bucket < subjects.running[i]
+        if subjects.running[i] - _JUDGED_WITHIN <= past.bucket < subjects.running[i]
     ]
 
 
@@ -265,13 +272,7 @@ def _learn(subjects: Subjects, sold: Integers, learned: _Learned, zone_of: Integ
     counts = np.zeros((zones, SEGMENTS), dtype=np.int64)
     ranks = np.zeros((zones, SEGMENTS, _COUNT), dtype=np.int64)
     surprise = np.zeros(items)
-    rows = [
-        (i, past)
-        for i, state in enumerate(subjects.states)
-        if state is not None and state.bucket < subjects.running[i]
-        for past in state.past
-        if past.bucket < subjects.running[i]
-    ]
+    rows = _closed(subjects)
     if rows:
         item = np.array([i for i, _ in rows])
         segment = np.array([past.segment for _, past in rows])

@@ -138,7 +138,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     calibrated_freqs: Annotated[
         tuple[str, ...],
         Meta(description="of these, quantiles are adjusted to what has sold; see docs/calibration.md"),
-    ] = ("1h", "1d", "1w")
+    ] = ("1d",)
     prediction_length_1h: Annotated[int, Meta(ge=1, description="hourly steps")] = 48
     prediction_length_1d: Annotated[int, Meta(ge=1, description="daily steps")] = 28
     prediction_length_1w: Annotated[int, Meta(ge=1, description="weekly steps")] = 13

@@ -140,6 +140,14 @@ def test_a_second_forecast_in_a_bucket_learns_nothing_and_reads_the_same_levels(
         shop.sold[day] = np.array([9, 9])
 
 
+def test_what_has_not_been_forecast_for_long_is_not_judged() -> None:
+    shop = Shop(np.array([3.0, 20.0]))
+    shop.forecast(0)
+    subjects = Subjects(np.full(2, 102), ["UTC"] * 2, np.zeros(2, dtype=np.int64), shop.states, shop.segments)
+    assert owed_outcomes(subjects) == []
+    assert owed_outcomes(subjects._replace(running=np.full(2, 101))) == [(0, 1), (1, 1)]
+
+
 @given(
     quantiles=arrays(np.float64, (3, 4, _COUNT), elements=st.floats(0, 1e6).map(lambda x: round(x, 3))),
     levels=arrays(np.int64, (SEGMENTS, _COUNT), elements=st.integers(2_000, 998_000)),
