@@ -102,6 +102,7 @@ def live(stack: LocalStack, recording: Recording, tmp_path_factory: pytest.TempP
             clock="event",
             partition_count=_PARTITIONS,
             forecast_freqs=",".join(_FREQS),
+            calibrated_freqs=",".join(_FREQS),
             location_time_zones="lisbon=Europe/Lisbon,azores=Atlantic/Azores",
             triton_url=triton.url,
             model_name=_NAME,
