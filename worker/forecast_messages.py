@@ -209,8 +209,8 @@ def _rounded(
     if quantiles_raw is not None:
         rounded_raw = np.round(quantiles_raw.astype(np.float64), 3)
         rounded_raw[:, 0] = np.maximum(rounded_raw[:, 0], observed[:, None])
-        # Most items sell whole units: as integers these are made and written in a fraction of the time. By item, so that
-        # a message does not depend on its batch.
+        # Most items sell whole units: as integers these are made and written in a fraction of the time. By item, so
+        # that a message does not depend on its batch.
         whole = (rounded_raw == np.rint(rounded_raw)).all(axis=(1, 2)).tolist()
         raw = [
             (row.astype(np.int64) if is_whole else row).tolist()
