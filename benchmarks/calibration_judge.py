@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ class _Day(NamedTuple):
     """Of the steps that ended on one day: how many, how many actuals below each quantile and not above it, pinball
     loss and units."""
 
-    count: float
+    steps: float
     below: Floats
     not_above: Floats
     loss: float
@@ -66,18 +66,18 @@ class Judge:
                     self._keep((volume, kind, who), day + count - 1, found)
 
     def _keep(self, key: tuple[str, str, str], day: int, found: _Day) -> None:
-        if found.count:
+        if found.steps:
             self._days.setdefault(key, {}).setdefault(day, []).append(found)
 
     def days(self, volume: str, kind: str, who: str) -> dict[int, _Day]:
         """By day on which steps ended."""
         out = {}
         for day, parts in sorted(self._days.get((volume, kind, who), {}).items()):
-            out[day] = _Day(*(sum(column) for column in zip(*parts, strict=True)))  # type: ignore[arg-type] # arrays add up too
+            out[day] = _Day(*(sum(column) for column in zip(*parts, strict=True)))
         return out
 
 
-def _day(actual: NDArray[np.floating], quantiles: NDArray[np.float32]) -> _Day:
+def _day(actual: NDArray[np.floating[Any]], quantiles: NDArray[np.float32]) -> _Day:
     known = np.isfinite(actual)
     y, q = actual[known].astype(np.float64), quantiles[known].astype(np.float64)
     loss = pinball(y, q, QUANTILE_LEVELS).sum() / len(LEVELS)
@@ -110,7 +110,7 @@ def _judged(found: Mapping[int, _Day], days: range | None) -> dict[str, float | 
         "worst": _known(worst),
         "worst_error": _known(error),
         "wql": round(loss / units, 4) if units else 0.0,
-        "steps": sum(one.count for one in found.values()),
+        "steps": sum(one.steps for one in found.values()),
     }
 
 
@@ -122,7 +122,7 @@ def miss(window: Sequence[_Day]) -> tuple[float, float]:
     """By how much the worst level misses its promise, 0 at best, and the standard error of that share. Items of one day
     have their ups and downs in common: the error is that of a ratio of sums over days (Cochran 1977, "Sampling
     techniques", section 6.3)."""
-    counts = np.array([one.count for one in window])
+    counts = np.array([one.steps for one in window])
     worst, error = 0.0, 0.0
     for sign, sums in ((1, np.array([one.below for one in window])), (-1, np.array([one.not_above for one in window]))):
         share = sums.sum(axis=0) / counts.sum()

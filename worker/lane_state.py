@@ -210,7 +210,7 @@ class LaneState:
     ) -> None:
         """Store acknowledged forecasts, with what calibration has learnt, and clear what is no longer owed."""
         await self._store.forecasts_done(self.claim, freq, done, learnt)
-        heads = [one.summary and Heads(one.summary.revision, one.summary.running_bucket) for one in done]
+        heads = [Heads(s.revision, s.running_bucket) if (s := one.summary) is not None else None for one in done]
         self.note_done(freq, [(one.item_id, one.mark, head) for one, head in zip(done, heads, strict=True)])
 
     def note_done(self, freq: str, done: Sequence[tuple[str, int | None, Heads | None]]) -> None:
