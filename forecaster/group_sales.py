@@ -7,7 +7,8 @@ past, and each is followed in part:
 - how a day's sales relate to the other days of the forecast: a ridge regression of the logarithm of the group's daily
   sales on weekday, day of the month, time of year (Fourier terms), a straight trend, and the covariates known ahead
   with the day before and after them;
-- how much all days together sell, next to the last weeks: as a year (52 weeks) ago.
+- how much all days together sell, next to the last weeks: as a year (52 weeks) ago, by the group's own sales where they
+  went nearly as all groups' did. A group that has doubled had a reason, which will not come back with the season.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ _BUMP = 3.0  # days
 # Ridge penalties: the rarer a regressor, the more evidence it takes.
 _PENALTY = {"constant": 0.0, "trend": 0.5, "weekday": 0.5, "month_day": 2.0, "wave": 1.0, "known": 0.5, "around": 4.0}
 _DAY_FOLLOWED, _TOTAL_FOLLOWED = 0.75, 0.7
+_OWN = 1.05  # a group's season over four weeks differs from all groups' by at most this factor
 _LEAST_DAYS = 56  # without as many, a group's past says nothing
 _BOUNDS = (0.0, 3.0)
 
@@ -91,6 +93,7 @@ def scaled_means(
     groups = _groups(table, rows, (running, steps), known)
     bottom_up = _summed(groups.of_item, mean.astype(np.float64), len(groups.sales))
     factor = np.ones_like(bottom_up)
+    of_all = _as_a_year_ago(groups.sales.sum(axis=0), steps)
     for group, sales in enumerate(groups.sales):
         begun = int(np.argmax(sales > 0))
         if len(sales) - begun < _LEAST_DAYS or bottom_up[group].min() < 0 or not bottom_up[group].any():
@@ -98,7 +101,9 @@ def scaled_means(
         of_days = _days(groups, group, begun, steps)
         day = _relative(of_days) / np.maximum(_relative(bottom_up[group]), 1e-9)
         day = np.clip(day, *_BOUNDS) ** _DAY_FOLLOWED
-        total = _as_a_year_ago(sales[begun:], steps) / max((bottom_up[group] * day).sum(), 1e-9)
+        growth = np.clip(_as_a_year_ago(sales[begun:], steps), of_all / _OWN, of_all * _OWN)
+        recent = sales[-_RECENT:].sum() * steps / _RECENT
+        total = growth * recent / max((bottom_up[group] * day).sum(), 1e-9)
         factor[group] = day * (np.clip(total, 1 / 3, 3) ** _TOTAL_FOLLOWED if np.isfinite(total) else 1.0)
     return np.asarray(mean * factor[groups.of_item], dtype=np.float32)
 
@@ -108,11 +113,12 @@ def _relative(values: Values) -> Values:
 
 
 def _as_a_year_ago(sales: Values, steps: int) -> float:
-    """The last weeks' sales times what followed a year ago on the same weeks; NaN where a year ago nothing was sold."""
+    """What a day of the forecast sells next to one of the last weeks, as it was a year ago; NaN where nothing was sold
+    then, or nothing is known."""
     if len(sales) < _YEAR + _RECENT:
         return np.nan
-    before, after = sales[-_YEAR - _RECENT : -_YEAR].sum(), sales[len(sales) - _YEAR :][:steps].sum()
-    return float(sales[-_RECENT:].sum() * after / before) if before > 0 else np.nan
+    before, after = sales[-_YEAR - _RECENT : -_YEAR].mean(), sales[len(sales) - _YEAR :][:steps].mean()
+    return float(after / before) if before > 0 else np.nan
 
 
 def _groups(table: SeriesTable, rows: Integers, span: tuple[int, int], known: Sequence[str]) -> _Groups:
