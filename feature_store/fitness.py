@@ -8,6 +8,7 @@ from typing import Any
 
 from feature_store.layout import LAYOUT_VERSION
 from feature_store.redis_calls import ResponseError
+from feature_store.store_types import BackfillTable
 
 logger = logging.getLogger(__name__)
 
@@ -80,4 +81,17 @@ def partitions_refusal(partition: int, stored: str, configured: int) -> str:
     return (
         f"partition {partition} was stored for {stored} partitions, the topics now have {configured}: products would "
         "change lanes. Go back to the old number, or choose another namespace and read the topics from the start."
+    )
+
+
+def backfill_refusal(status: bytes, partition: int, table: BackfillTable) -> str:
+    """Why a table is not filled in: b"OTHER" stands there already, or b"LIVE" events do."""
+    if status == b"OTHER":
+        return (
+            f"partition {partition} was filled from another table of {table.source} before, or with another "
+            "join: both together would count twice what is in both. Fill another namespace, with all tables at once"
+        )
+    return (
+        f"partition {partition} has counted live {table.source} already: a table is filled in before a "
+        "worker's first start. Fill another namespace, and have the workers go on there"
     )

@@ -23,26 +23,35 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import unquote
 
 import msgspec
 import numpy as np
 
-from feature_store.chunks import FREQ_LETTERS, SOURCE_LETTERS, ChunkTexts, unpack_chunks
 from feature_store.features import FEATURES, BucketRows
 from feature_store.items import Item, ProductState
-from feature_store.layout import LAYOUT_VERSION, ForecastSummary, unpack_summary
+from feature_store.layout import LAYOUT_VERSION, unpack_summary
 from feature_store.partition_fields import PartitionFields
+from feature_store.snapshot_tables import (
+    CALENDAR_COLUMNS,
+    CALIBRATION_COLUMNS,
+    COLUMNS,
+    DIRTY_COLUMNS,
+    FORECAST_COLUMNS,
+    ID_COLUMNS,
+    ITEM_COLUMNS,
+    PRODUCT_COLUMNS,
+    SEGMENT_COLUMNS,
+    row_tables,
+    schema_of,
+    sums_tables,
+    texts,
+)
 from feature_store.store_errors import StoreError
 
 FORMAT_VERSION = 1
-_SERIES_AT_ONCE = 500  # a row group of `sums` holds all rows of so many
-_ROWS_AT_ONCE = 50_000
 _MANIFEST = "manifest.json"
-_SUMMARY_FIELDS = tuple(info.name for info in msgspec.structs.fields(ForecastSummary))
 
 
 class SnapshotError(StoreError):
@@ -131,43 +140,41 @@ class SnapshotWriter:
     def add_partition(self, copied: Copied) -> None:
         """Write one partition's tables."""
         tables = {
-            "sums": _sums_tables(copied.sums),
-            "items": _row_tables(_ITEM_COLUMNS, (msgspec.structs.astuple(item) for item in copied.items.values())),
-            "products": _row_tables(
-                _PRODUCT_COLUMNS,
+            "sums": sums_tables(copied.sums),
+            "items": row_tables(ITEM_COLUMNS, (msgspec.structs.astuple(item) for item in copied.items.values())),
+            "products": row_tables(
+                PRODUCT_COLUMNS,
                 ((name, msgspec.json.encode(state).decode()) for name, state in copied.products.items()),
             ),
-            "dirty": _row_tables(
-                _DIRTY_COLUMNS,
+            "dirty": row_tables(
+                DIRTY_COLUMNS,
                 ((freq, item_id, mark) for freq, marks in copied.dirty.items() for item_id, mark in marks.items()),
             ),
-            "forecasts": _row_tables(
-                _FORECAST_COLUMNS,
+            "forecasts": row_tables(
+                FORECAST_COLUMNS,
                 (
                     (freq, item_id, *msgspec.structs.astuple(unpack_summary(raw)))
                     for freq, forecasts in copied.forecasts.items()
                     for item_id, raw in forecasts.items()
                 ),
             ),
-            "calibration": _row_tables(_CALIBRATION_COLUMNS, _texts(copied.calibration)),
-            "segments": _row_tables(_SEGMENT_COLUMNS, _texts(copied.segments)),
-            "event_ids": _row_tables(
-                _ID_COLUMNS,
+            "calibration": row_tables(CALIBRATION_COLUMNS, texts(copied.calibration)),
+            "segments": row_tables(SEGMENT_COLUMNS, texts(copied.segments)),
+            "event_ids": row_tables(
+                ID_COLUMNS,
                 ((source, g, one.decode()) for (source, g), ids in copied.ids.items() for one in sorted(ids)),
             ),
         }
         name = f"partition-{copied.partition:05d}"
         (self._partial / name).mkdir()
         files = {
-            table: self._write(f"{name}/{table}.parquet", columns, tables[table]) for table, columns in _COLUMNS.items()
+            table: self._write(f"{name}/{table}.parquet", columns, tables[table]) for table, columns in COLUMNS.items()
         }
         self._partitions[copied.partition] = PartitionEntry(copied.taken_ms, copied.fields, files)
 
     def add_calendar(self, records: Sequence[CalendarRecord]) -> None:
         """Write the whole shop's calendar."""
-        self._calendar = self._write(
-            "calendar_global.parquet", _CALENDAR_COLUMNS, _row_tables(_CALENDAR_COLUMNS, records)
-        )
+        self._calendar = self._write("calendar_global.parquet", CALENDAR_COLUMNS, row_tables(CALENDAR_COLUMNS, records))
 
     def close(self, about: About) -> Manifest:
         """Write the manifest and give the folder its name."""
@@ -196,7 +203,7 @@ class SnapshotWriter:
 
         target, rows = self._partial / path, 0
         with target.open("wb") as file:
-            with pq.ParquetWriter(file, _schema(columns), compression="zstd") as writer:
+            with pq.ParquetWriter(file, schema_of(columns), compression="zstd") as writer:
                 for table in tables:
                     writer.write_table(table, row_group_size=max(table.num_rows, 1))
                     rows += table.num_rows
@@ -259,7 +266,7 @@ class Snapshot:
         version did not know by which the snapshot was taken."""
         entry = self.manifest.partitions[partition].files.get(table)
         for batch in self._batches(entry) if entry is not None else ():
-            yield list(zip(*_columns(batch, tuple(_COLUMNS[table])), strict=True))
+            yield list(zip(*_columns(batch, tuple(COLUMNS[table])), strict=True))
 
     def sums(self, partition: int) -> Iterator[tuple[str, list[str], list[str], BucketRows]]:
         """(freq, series_ids, their product_ids, rows): whole rows of some series at a time, `rows.item` is the index
@@ -284,124 +291,6 @@ class Snapshot:
         with pq.ParquetFile(self.folder / entry.path) as file:
             for number in range(file.num_row_groups):
                 yield file.read_row_group(number)
-
-
-def product_of(series_id: str) -> str:
-    """The product of a series; see events.item_id_of."""
-    return unquote(series_id.partition("@")[0])
-
-
-_ITEM_COLUMNS = {
-    "item_id": "string",
-    "product_id": "string",
-    "location_id": "string",
-    "first_event_ms": "int64",
-    "last_event_ms": "int64",
-}
-_PRODUCT_COLUMNS = {"product_id": "string", "state": "string"}
-_DIRTY_COLUMNS = {"freq": "string", "item_id": "string", "mark": "int64"}
-_FORECAST_COLUMNS = {
-    "freq": "string",
-    "item_id": "string",
-    **dict.fromkeys(_SUMMARY_FIELDS, "list"),
-    **dict.fromkeys(("forecast_id", "model_name", "model_version"), "string"),
-    **dict.fromkeys(("revision", "running_bucket", "cutoff", "issued_at"), "int64"),
-    "degraded": "bool",
-}
-_CALIBRATION_COLUMNS = {"freq": "string", "item_id": "string", "state": "string"}
-_SEGMENT_COLUMNS = {"freq": "string", "time_zone": "string", "state": "string"}
-_ID_COLUMNS = {"source": "string", "generation": "int64", "event_id": "string"}
-_SUMS_COLUMNS = {
-    "series_id": "string",
-    "product_id": "string",
-    "location_id": "string",
-    "freq": "string",
-    "bucket": "int64",
-    **{feature.name: "int64" for feature in FEATURES},
-}
-_CALENDAR_COLUMNS = {"key": "binary", "value": "binary", "timestamp_ms": "int64"}
-_COLUMNS = {
-    "sums": _SUMS_COLUMNS,
-    "items": _ITEM_COLUMNS,
-    "products": _PRODUCT_COLUMNS,
-    "dirty": _DIRTY_COLUMNS,
-    "forecasts": _FORECAST_COLUMNS,
-    "calibration": _CALIBRATION_COLUMNS,
-    "segments": _SEGMENT_COLUMNS,
-    "event_ids": _ID_COLUMNS,
-}
-
-
-def _texts(by_freq: Mapping[str, Mapping[str, bytes]]) -> Iterator[tuple[str, str, str]]:
-    return ((freq, name, value.decode()) for freq, named in by_freq.items() for name, value in named.items())
-
-
-def _schema(columns: Mapping[str, str]) -> Any:
-    import pyarrow as pa  # noqa: PLC0415 - a worker needs none
-
-    kinds = {
-        "string": pa.string(),
-        "int64": pa.int64(),
-        "bool": pa.bool_(),
-        "binary": pa.binary(),
-        "list": pa.list_(pa.float64()),
-    }
-    return pa.schema([(name, kinds[kind]) for name, kind in columns.items()])
-
-
-def _row_tables(columns: Mapping[str, str], rows: Any) -> Iterator[Any]:
-    """Rows as tables of a bearable size."""
-    import pyarrow as pa  # noqa: PLC0415 - a worker needs none
-
-    schema = _schema(columns)
-    for _, some in groupby(enumerate(rows), key=lambda numbered: numbered[0] // _ROWS_AT_ONCE):
-        parts = zip(*(row for _, row in some), strict=True)
-        yield pa.table([pa.array(part, field.type) for part, field in zip(parts, schema, strict=True)], schema=schema)
-
-
-def _sums_tables(sums: Mapping[str, Sequence[bytes]]) -> Iterator[Any]:
-    """One row a series, frequency and bucket, from the chunks of chunks.py."""
-    import pyarrow as pa  # noqa: PLC0415 - a worker needs none
-
-    names = sorted(sums)
-    for start in range(0, len(names), _SERIES_AT_ONCE):
-        some = names[start : start + _SERIES_AT_ONCE]
-        parts = [(freq, _rows_of(freq, [sums[name] for name in some])) for freq in FREQ_LETTERS]
-        item = np.concatenate([rows.item for _, rows in parts])
-        freq = np.repeat([freq for freq, _ in parts], [len(rows.item) for _, rows in parts])
-        bucket = np.concatenate([rows.bucket for _, rows in parts])
-        values = np.concatenate([rows.values for _, rows in parts])
-        products = np.array([product_of(name) for name in some], dtype=object)
-        locations = np.array([unquote(name.partition("@")[2]) for name in some], dtype=object)
-        series = np.array(some, dtype=object)
-        columns = [series[item], products[item], locations[item], freq.astype(object), bucket, *values.T]
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, _schema(_SUMS_COLUMNS), strict=True)]
-        yield pa.table(arrays, schema=_schema(_SUMS_COLUMNS))
-
-
-def _rows_of(freq: str, hashes: Sequence[Sequence[bytes]]) -> BucketRows:
-    """All rows of some series at one frequency, added up by bucket, sorted by series and bucket."""
-    by_source = {}
-    for source, letter in SOURCE_LETTERS.items():
-        prefix = (FREQ_LETTERS[freq] + letter).encode()
-        found = [
-            (i, int(field[2:]), text)
-            for i, parts in enumerate(hashes)
-            for field, text in zip(parts[::2], parts[1::2], strict=True)
-            if field.startswith(prefix)
-        ]
-        by_source[source] = ChunkTexts(
-            np.array([i for i, _, _ in found], dtype=np.int64),
-            np.array([number for _, number, _ in found], dtype=np.int64),
-            [text for _, _, text in found],
-        )
-    rows = unpack_chunks(freq, by_source)
-    if not len(rows.item):
-        return rows
-    order = np.lexsort((rows.bucket, rows.item))
-    item, bucket = rows.item[order], rows.bucket[order]
-    starts = np.flatnonzero(np.r_[True, (np.diff(item) != 0) | (np.diff(bucket) != 0)])
-    return BucketRows(item[starts], bucket[starts], np.add.reduceat(rows.values[order], starts, axis=0))
 
 
 def _columns(batch: Any, names: Sequence[str]) -> list[list[Any]]:

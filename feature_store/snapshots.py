@@ -21,7 +21,8 @@ from feature_store.items import Item
 from feature_store.layout import ForecastSummary, unpack_product
 from feature_store.partition_fields import PartitionFields, fields_of, joined, meta_of
 from feature_store.partition_restore import PartitionRestore
-from feature_store.snapshot_files import Copied, Snapshot, SnapshotError, SnapshotWriter, product_of
+from feature_store.snapshot_files import Copied, Snapshot, SnapshotError, SnapshotWriter
+from feature_store.snapshot_tables import product_of
 from feature_store.store import FeatureStore
 
 # Settings that say what the numbers of a snapshot mean: restored under others they would be wrong.

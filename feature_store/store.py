@@ -15,35 +15,28 @@ from types import MappingProxyType
 from typing import Any
 
 import msgspec
-import numpy as np
 
-from feature_store.calibration_state import (
-    SegmentLevels,
-    pack_state,
-    unpack_item_calibration,
-    unpack_segment_levels,
-)
+from feature_store.calibration_state import SegmentLevels
 from feature_store.chunks import (
-    SCRIPT_LIMITS,
-    ChunkTexts,
     chunk_fields,
-    oldest_chunks,
     pack_sums,
-    unpack_chunks,
     unpack_hash,
 )
 from feature_store.events import item_id_of
 from feature_store.features import SOURCES
-from feature_store.fitness import CLUSTER_NODE, layout_refusal, partition_findings, partitions_refusal, servers_findings
+from feature_store.fitness import (
+    CLUSTER_NODE,
+    backfill_refusal,
+    layout_refusal,
+    partition_findings,
+    partitions_refusal,
+    servers_findings,
+)
 from feature_store.layout import (
     LAYOUT_VERSION,
     MAX_KEYS,
     Keys,
     model_versions_key,
-    pack_hash,
-    pack_item,
-    pack_product,
-    pack_summary,
     unpack_head,
     unpack_item,
     unpack_product,
@@ -53,7 +46,17 @@ from feature_store.partition_copy import PartitionCopier, PartitionCopy
 from feature_store.partition_restore import PartitionRestore
 from feature_store.redis_calls import REDIS_ERRORS, RedisCalls, flat
 from feature_store.redis_cluster import NotAClusterError
-from feature_store.seen_ids import ids_fields, plan_ids
+from feature_store.script_arguments import apply_arguments, forecasts_done_arguments
+from feature_store.script_replies import (
+    WantedChunks,
+    behind,
+    ids_by_source,
+    numbers,
+    raise_if_not_owner,
+    series_read,
+    text_map,
+)
+from feature_store.seen_ids import plan_ids
 from feature_store.store_errors import (
     BehindError,
     DuplicateEventsError,
@@ -142,7 +145,7 @@ class FeatureStore:
         if CLUSTER_NODE in findings:
             return findings
         for partition in range(self._partition_count):
-            meta = _text_map(flat(await redis.hgetall(Keys(self._namespace, partition).meta)))
+            meta = text_map(flat(await redis.hgetall(Keys(self._namespace, partition).meta)))
             findings += partition_findings(partition, meta, self._partition_count, may_be_filled=may_be_filled)
         return findings
 
@@ -160,7 +163,7 @@ class FeatureStore:
     async def peek_positions(self, partition: int) -> dict[str, int]:
         """Positions as they stand, without claiming. Empty when the partition has none."""
         meta = await self._hash(Keys(self._namespace, partition).meta)
-        return _numbers({name: value.decode() for name, value in meta.items()}, "position:")
+        return numbers({name: value.decode() for name, value in meta.items()}, "position:")
 
     async def wanted_version(self, model_name: str) -> str:
         """The version of a model that workers are to use, "" when none was chosen."""
@@ -188,10 +191,10 @@ class FeatureStore:
             raise StoreRefusedError(layout_refusal(partition, reply[1].decode()))
         if reply[0] == b"PARTITIONS":
             raise StoreRefusedError(partitions_refusal(partition, reply[1].decode(), self._partition_count))
-        meta = _text_map(reply[1])
-        claim = Claim(partition, owner, meta["incarnation"], _numbers(meta, "position:"), _numbers(meta, "newest:"))
+        meta = text_map(reply[1])
+        claim = Claim(partition, owner, meta["incarnation"], numbers(meta, "position:"), numbers(meta, "newest:"))
         claim.generations = {source: {int(g) for g in meta.get(f"ids:{source}", "").split()} for source in SOURCES}
-        claim.before = _numbers(meta, "before:")
+        claim.before = numbers(meta, "before:")
         await self._load(claim)
         return claim
 
@@ -233,34 +236,16 @@ class FeatureStore:
         most = len(names) + 1  # keys.changed is added while a snapshot is made
         if most > MAX_KEYS:
             raise StoreError(f"a batch touches {most} keys, the limit of one script is {MAX_KEYS}")
-        arguments = {
-            "owner": claim.owner,
-            "incarnation": claim.incarnation,
-            "positions": [[topic, before, after] for topic, (before, after) in positions.items()],
-            "newest": list(batch.newest.items()),
-            "items": pack_hash({name: pack_item(item) for name, item in batch.items.items()}),
-            "products": pack_hash({name: pack_product(state) for name, state in batch.products.items()}),
-            "dirty": list(batch.dirty),
-            "dirty_freqs": len(self._forecast_freqs),
-            "counts": packed.counts,
-            "fields": packed.fields,
-            "rows": packed.rows,
-            "large": packed.large,
-            "oldest": oldest_chunks(batch.oldest_kept, packed.series),
-            "ids": ids.entries,
-            "ids_keys": len(ids.keys),
-            "ids_kept": ids_fields(ids.generations),
-            "ids_gone": ids.gone,
-            **SCRIPT_LIMITS,
-        }
+        arguments = apply_arguments(claim, batch, positions, packed, ids)
+        arguments["dirty_freqs"] = len(self._forecast_freqs)
         reply = await self._write("apply", claim, names, arguments)
         if reply[0] == b"DUPLICATES":
-            raise DuplicateEventsError(_by_source(reply[1:]))
+            raise DuplicateEventsError(ids_by_source(reply[1:]))
         if reply[0] == b"OVERFLOW":
             raise SumOverflowError(
                 f"a sum in {reply[1].decode()} would pass 2^53 and no longer be exact; nothing was written"
             )
-        _raise_if_not_owner(reply[0], claim)
+        raise_if_not_owner(reply[0], claim)
         claim.generations.update(ids.generations)
         return int(reply[1])
 
@@ -303,30 +288,11 @@ class FeatureStore:
         }
         applied = dict(claim.positions)
         reply = await self._calls.run("read", names, [msgspec.msgpack.encode(arguments)])
-        _raise_if_not_owner(reply[0], claim)
-        meta = _text_map(reply[1])
-        positions = _numbers(meta, "position:")
-        if any(positions.get(topic, -1) < position for topic, position in applied.items()):
-            raise _behind(claim)
-        marks = [int(mark) if mark else None for mark in reply[2].split(b",")] if items else []
-        by_source = {}
-        for source, numbers, texts in zip(SOURCES, reply[5::2], reply[6::2], strict=True):
-            number = np.fromstring(numbers.decode(), dtype=np.int64, sep=",") if numbers else np.empty(0, np.int64)
-            series_of, chunk = np.divmod(number, chunks or 1)
-            by_source[source] = ChunkTexts(series_of, first_chunk + chunk, texts.split(b"\n") if texts else [])
-        rows = unpack_chunks(stored, by_source)
-        texts_of_items = reply[3].split(b"\n") if calibrated and items else []
-        return SeriesRead(
-            positions,
-            _numbers(meta, "newest:"),
-            marks,
-            rows,
-            [unpack_item_calibration(text) if text else None for text in texts_of_items],
-            {
-                zone.decode(): unpack_segment_levels(text)
-                for zone, text in zip(reply[4][::2], reply[4][1::2], strict=True)
-            },
-        )
+        raise_if_not_owner(reply[0], claim)
+        found = series_read(reply, items, WantedChunks(stored, first_chunk, chunks), calibrated=calibrated)
+        if any(found.positions.get(topic, -1) < position for topic, position in applied.items()):
+            raise behind(claim)
+        return found
 
     async def forecasts_done(
         self, claim: Claim, freq: str, done: Sequence[Done], learnt: Mapping[str, SegmentLevels] = NOTHING_LEARNT
@@ -334,25 +300,10 @@ class FeatureStore:
         """Keep what the broker has acknowledged; clear the marks of items that nothing has touched since. `learnt`, by
         time zone, is added to what calibration has learnt in the same bucket."""
         keys = self._keys(claim)
-        entries = [
-            [
-                d.item_id,
-                "" if d.mark is None else str(d.mark),
-                pack_summary(d.summary) if d.summary else "",
-                pack_state(d.calibration) if d.calibration else "",
-            ]
-            for d in done
-        ]
-        arguments = {
-            "owner": claim.owner,
-            "incarnation": claim.incarnation,
-            "freq": freq,
-            "done": entries,
-            "learnt": pack_hash({zone: pack_state(levels) for zone, levels in learnt.items()}),
-        }
+        arguments = forecasts_done_arguments(claim, freq, done, learnt)
         names = [keys.meta, keys.dirty(freq), keys.forecasts(freq), keys.calibration(freq), keys.segments(freq)]
         reply = await self._write("forecasts_done", claim, names, arguments)
-        _raise_if_not_owner(reply[0], claim)
+        raise_if_not_owner(reply[0], claim)
 
     async def _write(self, script: str, claim: Claim, names: Sequence[str], arguments: Mapping[str, Any]) -> Any:
         """Run a script that writes. While a snapshot of the partition is made, have it note what it writes, and wait
@@ -379,16 +330,8 @@ class FeatureStore:
             FencedError, BehindError: see the classes.
         """
         reply = await self._mark_backfill("begin", claim, table)
-        if reply[0] == b"OTHER":
-            raise StoreRefusedError(
-                f"partition {claim.partition} was filled from another table of {table.source} before, or with another "
-                "join: both together would count twice what is in both. Fill another namespace, with all tables at once"
-            )
-        if reply[0] == b"LIVE":
-            raise StoreRefusedError(
-                f"partition {claim.partition} has counted live {table.source} already: a table is filled in before a "
-                "worker's first start. Fill another namespace, and have the workers go on there"
-            )
+        if reply[0] in (b"OTHER", b"LIVE"):
+            raise StoreRefusedError(backfill_refusal(reply[0], claim.partition, table))
         if reply[0] != b"DONE" and table.before_ms is not None:
             claim.before[table.source] = table.before_ms
         return bool(reply[0] != b"DONE")
@@ -401,13 +344,13 @@ class FeatureStore:
         before = "" if table.before_ms is None else table.before_ms
         arguments = [verb, claim.owner, claim.incarnation, table.source, table.digest, before, table.live_topic]
         reply = await self._calls.run("backfill", [self._keys(claim).meta], arguments)
-        _raise_if_not_owner(reply[0], claim)
+        raise_if_not_owner(reply[0], claim)
         return reply
 
     async def look_up(self, partition: int, product_id: str, location_id: str) -> Found | None:
         """What stands under an item or a series, without claiming its partition; None when nothing does."""
         redis = self._calls.redis
-        meta = _text_map(flat(await redis.hgetall(Keys(self._namespace, partition).meta)))
+        meta = text_map(flat(await redis.hgetall(Keys(self._namespace, partition).meta)))
         keys = Keys(self._namespace, partition, meta.get("incarnation", ""))
         item_id = item_id_of(product_id, location_id)
         raw = await redis.hget(keys.items, item_id)
@@ -432,29 +375,3 @@ class FeatureStore:
 
     def _keys(self, claim: Claim) -> Keys:
         return Keys(self._namespace, claim.partition, claim.incarnation)
-
-
-def _by_source(flat_ids: Sequence[Any]) -> dict[str, set[str]]:
-    found: dict[str, set[str]] = {}
-    for source, ids in zip(flat_ids[::2], flat_ids[1::2], strict=True):
-        found.setdefault(source.decode(), set()).update(event_id.decode() for event_id in ids)
-    return found
-
-
-def _text_map(parts: Sequence[bytes]) -> dict[str, str]:
-    return {key.decode(): value.decode() for key, value in zip(parts[::2], parts[1::2], strict=True)}
-
-
-def _numbers(meta: Mapping[str, str], prefix: str) -> dict[str, int]:
-    return {name.removeprefix(prefix): int(value) for name, value in meta.items() if name.startswith(prefix)}
-
-
-def _raise_if_not_owner(status: bytes, claim: Claim) -> None:
-    if status == b"FENCED":
-        raise FencedError(f"partition {claim.partition} has been claimed by another worker")
-    if status == b"BEHIND":
-        raise _behind(claim)
-
-
-def _behind(claim: Claim) -> BehindError:
-    return BehindError(f"partition {claim.partition}: Redis was emptied or rolled back since it was claimed")

@@ -1,0 +1,59 @@
+"""Arguments of the scripts that write, as they are packed for Redis. No I/O here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from feature_store.calibration_state import SegmentLevels, pack_state
+from feature_store.chunks import SCRIPT_LIMITS, PackedSums, oldest_chunks
+from feature_store.layout import pack_hash, pack_item, pack_product, pack_summary
+from feature_store.seen_ids import IdsPlan, ids_fields
+from feature_store.store_types import Batch, Claim, Done
+
+
+def apply_arguments(
+    claim: Claim, batch: Batch, positions: Mapping[str, tuple[int, int]], packed: PackedSums, ids: IdsPlan
+) -> dict[str, Any]:
+    """Of apply.lua; `positions` are those of all topics, before and after."""
+    return {
+        "owner": claim.owner,
+        "incarnation": claim.incarnation,
+        "positions": [[topic, before, after] for topic, (before, after) in positions.items()],
+        "newest": list(batch.newest.items()),
+        "items": pack_hash({name: pack_item(item) for name, item in batch.items.items()}),
+        "products": pack_hash({name: pack_product(state) for name, state in batch.products.items()}),
+        "dirty": list(batch.dirty),
+        "counts": packed.counts,
+        "fields": packed.fields,
+        "rows": packed.rows,
+        "large": packed.large,
+        "oldest": oldest_chunks(batch.oldest_kept, packed.series),
+        "ids": ids.entries,
+        "ids_keys": len(ids.keys),
+        "ids_kept": ids_fields(ids.generations),
+        "ids_gone": ids.gone,
+        **SCRIPT_LIMITS,
+    }
+
+
+def forecasts_done_arguments(
+    claim: Claim, freq: str, done: Sequence[Done], learnt: Mapping[str, SegmentLevels]
+) -> dict[str, Any]:
+    """Of forecasts_done.lua."""
+    entries = [
+        [
+            d.item_id,
+            "" if d.mark is None else str(d.mark),
+            pack_summary(d.summary) if d.summary else "",
+            pack_state(d.calibration) if d.calibration else "",
+        ]
+        for d in done
+    ]
+    return {
+        "owner": claim.owner,
+        "incarnation": claim.incarnation,
+        "freq": freq,
+        "done": entries,
+        "learnt": pack_hash({zone: pack_state(levels) for zone, levels in learnt.items()}),
+    }

@@ -1,0 +1,73 @@
+"""Replies of the scripts, as Python has them. No I/O here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from feature_store.calibration_state import unpack_item_calibration, unpack_segment_levels
+from feature_store.chunks import ChunkTexts, unpack_chunks
+from feature_store.features import SOURCES
+from feature_store.store_errors import BehindError, FencedError
+from feature_store.store_types import Claim, SeriesRead
+
+
+class WantedChunks(NamedTuple):
+    """What read.lua was asked for: a stored frequency, the number of the first chunk, and how many of each source."""
+
+    stored: str
+    first: int
+    count: int
+
+
+def series_read(reply: Sequence[Any], items: Sequence[str], wanted: WantedChunks, *, calibrated: bool) -> SeriesRead:
+    """The reply of read.lua for some items."""
+    meta = text_map(reply[1])
+    marks = [int(mark) if mark else None for mark in reply[2].split(b",")] if items else []
+    by_source = {}
+    for source, places, texts in zip(SOURCES, reply[5::2], reply[6::2], strict=True):
+        number = np.fromstring(places.decode(), dtype=np.int64, sep=",") if places else np.empty(0, np.int64)
+        series_of, chunk = np.divmod(number, wanted.count or 1)
+        by_source[source] = ChunkTexts(series_of, wanted.first + chunk, texts.split(b"\n") if texts else [])
+    texts_of_items = reply[3].split(b"\n") if calibrated and items else []
+    return SeriesRead(
+        numbers(meta, "position:"),
+        numbers(meta, "newest:"),
+        marks,
+        unpack_chunks(wanted.stored, by_source),
+        [unpack_item_calibration(text) if text else None for text in texts_of_items],
+        {zone.decode(): unpack_segment_levels(text) for zone, text in zip(reply[4][::2], reply[4][1::2], strict=True)},
+    )
+
+
+def ids_by_source(flat_ids: Sequence[Any]) -> dict[str, set[str]]:
+    """Source and event id in turns, as ids by source."""
+    found: dict[str, set[str]] = {}
+    for source, ids in zip(flat_ids[::2], flat_ids[1::2], strict=True):
+        found.setdefault(source.decode(), set()).update(event_id.decode() for event_id in ids)
+    return found
+
+
+def text_map(parts: Sequence[bytes]) -> dict[str, str]:
+    """A flat hash."""
+    return {key.decode(): value.decode() for key, value in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def numbers(meta: Mapping[str, str], prefix: str) -> dict[str, int]:
+    """Fields of `meta` that begin so, without that, as numbers."""
+    return {name.removeprefix(prefix): int(value) for name, value in meta.items() if name.startswith(prefix)}
+
+
+def raise_if_not_owner(status: bytes, claim: Claim) -> None:
+    """Raise FencedError or BehindError when a script says that it has written nothing."""
+    if status == b"FENCED":
+        raise FencedError(f"partition {claim.partition} has been claimed by another worker")
+    if status == b"BEHIND":
+        raise behind(claim)
+
+
+def behind(claim: Claim) -> BehindError:
+    """Redis has less than was written."""
+    return BehindError(f"partition {claim.partition}: Redis was emptied or rolled back since it was claimed")
