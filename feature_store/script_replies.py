@@ -19,7 +19,7 @@ class WantedChunks(NamedTuple):
 
     stored: str
     first: int
-    count: int
+    each: int
 
 
 def series_read(reply: Sequence[Any], items: Sequence[str], wanted: WantedChunks, *, calibrated: bool) -> SeriesRead:
@@ -29,7 +29,7 @@ def series_read(reply: Sequence[Any], items: Sequence[str], wanted: WantedChunks
     by_source = {}
     for source, places, texts in zip(SOURCES, reply[5::2], reply[6::2], strict=True):
         number = np.fromstring(places.decode(), dtype=np.int64, sep=",") if places else np.empty(0, np.int64)
-        series_of, chunk = np.divmod(number, wanted.count or 1)
+        series_of, chunk = np.divmod(number, wanted.each or 1)
         by_source[source] = ChunkTexts(series_of, wanted.first + chunk, texts.split(b"\n") if texts else [])
     texts_of_items = reply[3].split(b"\n") if calibrated and items else []
     return SeriesRead(

@@ -17,7 +17,7 @@ from feature_store.events import (
     ProductEvent,
     StockEvent,
 )
-from worker.schemas import PUBLISHED, ClockTick, Forecast, ForecastStep, Replenishment
+from worker.schemas import PUBLISHED, Alert, ClockTick, Forecast, ForecastStep, Replenishment
 
 GOLDEN = Path(__file__).parent / "golden"
 LIMITS = DecodeLimits(currency="GBP")
@@ -168,6 +168,49 @@ BARE_REPLENISHMENT = Replenishment(
     order_up_to=1.0,
 )
 
+ALERT = Alert(
+    alert_id="a-1",
+    episode_state="update",
+    sequence=2,
+    kind="demand_above",
+    event_time=1710504000456,
+    opened_at=1710503000000,
+    window_start=1710500400000,
+    item_id="mug@york",
+    product_id="mug",
+    location_id="york",
+    subject="mugs",
+    channel="order_lines",
+    freq="1h",
+    observed=31.0,
+    expected=9.5,
+    tail_probability=1.25e-05,
+    severity="major",
+    forecast_id="f-1",
+    reason="31 order lines since 11:00, 9.5 expected",
+)
+BARE_ALERT = Alert(
+    alert_id="a-1",
+    episode_state="open",
+    sequence=1,
+    kind="stream_silent",
+    event_time=1710504000456,
+    opened_at=1710504000456,
+    window_start=1710500400000,
+    observed=0.0,
+    expected=0.5,
+    tail_probability=1.0,
+    severity="minor",
+    item_id="",
+    product_id="",
+    location_id="",
+    subject="",
+    channel="",
+    freq="",
+    forecast_id="",
+    reason="",
+)
+
 
 @pytest.mark.parametrize(
     ("name", "expected"),
@@ -176,15 +219,17 @@ BARE_REPLENISHMENT = Replenishment(
         ("forecast_v1_minimal", BARE_FORECAST),
         ("replenishment_v1_full", REPLENISHMENT),
         ("replenishment_v1_minimal", BARE_REPLENISHMENT),
+        ("alert_v1_full", ALERT),
+        ("alert_v1_minimal", BARE_ALERT),
         ("clock_v1_full", ClockTick(1710504000008, {"shop.orders.v1": 42, "shop.clicks.v1": 0})),
         ("clock_v1_minimal", ClockTick(1710504000008, {})),
     ],
 )
-def test_published_messages_decode_as_ever(name: str, expected: Forecast | Replenishment | ClockTick) -> None:
+def test_published_messages_decode_as_ever(name: str, expected: Forecast | Replenishment | Alert | ClockTick) -> None:
     assert msgspec.json.decode((GOLDEN / f"{name}.json").read_bytes(), type=type(expected)) == expected
 
 
-@pytest.mark.parametrize("name", ["forecast_v1_full", "replenishment_v1_full", "clock_v1_full"])
+@pytest.mark.parametrize("name", ["forecast_v1_full", "replenishment_v1_full", "alert_v1_full", "clock_v1_full"])
 def test_what_is_published_still_has_every_field(name: str) -> None:
     golden = msgspec.json.decode((GOLDEN / f"{name}.json").read_bytes())
     decoded = msgspec.json.decode((GOLDEN / f"{name}.json").read_bytes(), type=PUBLISHED[name.partition("_")[0]])

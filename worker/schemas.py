@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -73,6 +73,39 @@ class Replenishment(msgspec.Struct, frozen=True, kw_only=True):
     order_up_to: Annotated[float, Meta(ge=0, description="units up to which is ordered")]
 
 
+class Alert(msgspec.Struct, frozen=True, kw_only=True):
+    """What has left its forecast, or another promise. Key: item_id|kind, or subject|kind where it is of no item. The
+    same message may be sent twice after a crash: consumers keep the first of each alert_id and sequence."""
+
+    alert_id: Annotated[str, Meta(description="of one episode: the same from open to close")]
+    episode_state: Annotated[Literal["open", "update", "close"], Meta(description="an episode opens and closes once")]
+    sequence: Annotated[int, Meta(ge=1, description="counts up within the episode")]
+    kind: Annotated[
+        str,
+        Meta(
+            description="demand_above, demand_below, interest_above, review_below, stream_silent, input_drift or "
+            "error_drift; others may come"
+        ),
+    ]
+    event_time: Annotated[int, Meta(description="event time at which it was found, milliseconds UTC")]
+    opened_at: Annotated[int, Meta(description="event_time of the episode's first message, milliseconds UTC")]
+    window_start: Annotated[int, Meta(description="from when on was counted, milliseconds UTC")]
+    item_id: Annotated[str, Meta(description="empty = it is of no single item")] = ""
+    product_id: str = ""
+    location_id: str = ""
+    subject: Annotated[str, Meta(description="whose it is where it is of no item: a topic, a group of items")] = ""
+    channel: Annotated[str, Meta(description="what was counted: order_lines, units, add_to_carts, ...")] = ""
+    freq: Annotated[str, Meta(description="of the forecasts that it was judged by")] = ""
+    observed: Annotated[float, Meta(description="what was counted since window_start")]
+    expected: Annotated[float, Meta(description="what was to be expected of the same time")]
+    tail_probability: Annotated[
+        float, Meta(ge=0, le=1, description="chance of something as far from expected, in this window alone")
+    ]
+    severity: Annotated[Literal["minor", "major", "critical"], Meta(description="by how far it is from expected")]
+    forecast_id: Annotated[str, Meta(description="of the forecast that it left, made before window_start")] = ""
+    reason: Annotated[str, Meta(description="for a person")] = ""
+
+
 class ClockTick(msgspec.Struct, frozen=True):
     """A replay's clock, one message a partition: all records below next_offsets happened before event_time."""
 
@@ -83,6 +116,7 @@ class ClockTick(msgspec.Struct, frozen=True):
 PUBLISHED: dict[str, type[msgspec.Struct]] = {
     "forecast": Forecast,
     "replenishment": Replenishment,
+    "alert": Alert,
     "clock": ClockTick,
 }
 

@@ -202,6 +202,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.namespace}.forecasts.v1"
 
     @property
+    def topic_alerts(self) -> str:
+        """Output topic of alerts."""
+        return f"{self.namespace}.alerts.v1"
+
+    @property
     def topic_replenishment(self) -> str:
         """Output topic of orders."""
         return f"{self.namespace}.replenishment.v1"
