@@ -16,7 +16,7 @@ from forecaster.dataset import Window, stack
 from forecaster.sources import Source, widened
 
 # Of the windows of a model of several frequencies. Days are what most forecasts are asked for.
-FREQ_SHARES = {"1h": 0.4, "1d": 0.6, "1w": 0.2}
+FREQ_SHARES = {"1h": 0.3, "1d": 0.5, "1w": 0.3}
 _PARTS = 8  # of a batch, each of one source
 _TRIES = 100
 

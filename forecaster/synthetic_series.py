@@ -36,9 +36,14 @@ class _Habits(NamedTuple):
     level: tuple[float, float]  # mean and deviation of the logarithm of units a day
     evenness: float  # logarithm of the negative binomial's shape: large = Poisson
     year: float  # deviation of the yearly waves
+    departments: int  # items of one share their peaks of the year
+    peaks: float  # deviation of the logarithm of what a peak of the year makes of a department's demand
+    growth: float  # deviation of an item's steady growth a day
     seasonal_goods: float  # share of items that sell in one season
     shifts: float  # chance of a level shift on a day
     mood: float  # daily deviation of an item's own slow ups and downs
+    walk: float  # daily deviation of the whole shop's
+    single: bool  # goods, not sums of many: a promotion or an empty shelf is of all that is counted
     launched: float  # share of items that begin after the table does
 
 
@@ -51,7 +56,9 @@ def generate_series(items: int, days: int, seed: int, freq: str = "1d") -> Serie
         raise ValueError(f"series are invented by hour, day and week, not by {freq}")
     rng = np.random.default_rng(seed)
     clock = local_clock("1d", _FIRST_DAY + np.arange(days), "UTC")
-    shop, habits = _shop(clock, rng), _habits(rng)
+    # Who counts by the week counts sums of many things or of money more often.
+    habits = _habits(rng, large_share=1 / 2 if freq == "1w" else 1 / 6)
+    shop = _shop(clock, habits.walk, rng)
     rate, columns = _demand(items, clock, shop, habits, rng)
     units = _counts(rate, habits.evenness, rng)
     first = _launches(units, habits.launched, rng)
@@ -63,6 +70,8 @@ def generate_series(items: int, days: int, seed: int, freq: str = "1d") -> Serie
     day = _FIRST_DAY + first
     if freq == "1w":
         units, kept, first, day = _by_week(units, kept, first)
+        if "event" in kept and rng.random() < 0.5:  # a shop that marks the week, not the day
+            kept["event"] = np.ceil(kept["event"])
     elif freq == "1h":
         units, kept = _by_hour(units, kept, rng)
         first, day = 24 * first, 24 * day
@@ -91,28 +100,35 @@ def _recorded(rng: np.random.Generator) -> set[str]:
     return always | kept
 
 
-def _habits(rng: np.random.Generator) -> _Habits:
-    # One in six counts money, or everything that a department sells: thousands, and little noise.
-    large = rng.random() < 1 / 6
+def _habits(rng: np.random.Generator, large_share: float) -> _Habits:
+    # Some count money, or everything that a department sells: thousands, with little noise, and most of them change
+    # little from one year to the next.
+    large = rng.random() < large_share
+    change = np.exp(rng.uniform(np.log(0.03), 0.0)) if large else 1.0
     return _Habits(
         level=(rng.uniform(3, 9) if large else rng.uniform(-3.0, 2.0), rng.uniform(0.5, 1.8)),
-        evenness=rng.uniform(2.0, 6.0) if large else rng.uniform(-0.5, 4.0),
-        year=rng.uniform(0.02, 0.4),
+        evenness=rng.uniform(1.0, 6.0) if large else rng.uniform(-0.5, 4.0),
+        year=rng.uniform(0.02, 0.2 if large else 0.4),
+        departments=int(rng.integers(1, 15)),
+        peaks=max(0.0, rng.uniform(-0.2, 0.5)),
+        growth=change * rng.uniform(0.0, 0.0018),
         seasonal_goods=max(0.0, rng.uniform(-0.3, 0.3)),
-        shifts=max(0.0, rng.uniform(-0.004, 0.006)),
-        mood=rng.uniform(0.0, 0.05),
+        shifts=change * max(0.0, rng.uniform(-0.004, 0.006)),
+        mood=change * rng.uniform(0.0, 0.05),
+        walk=change * rng.uniform(0.0, 0.012),
+        single=not large,
         launched=max(0.0, rng.uniform(-0.3, 0.6)),
     )
 
 
-def _shop(clock: NDArray[np.float32], rng: np.random.Generator) -> _Shop:
+def _shop(clock: NDArray[np.float32], drift: float, rng: np.random.Generator) -> _Shop:
     days = len(clock)
     weekday, month_day = clock[:, 1].astype(int), clock[:, 2]
     week = rng.gamma(rng.uniform(4, 40), size=7)
     demand = (week / week.mean())[weekday]
     demand = demand * (1 + rng.uniform(0, 0.3) * np.exp(-(month_day - 1) / 4))  # payday
     # A slow common mood: the shop's own growth and fall.
-    walk = np.cumsum(rng.normal(0, rng.uniform(0.0, 0.012), days))
+    walk = np.cumsum(rng.normal(0, drift, days))
     demand = demand * np.exp(np.clip(walk - walk.mean(), -0.8, 0.8))
     holiday, run_ups, shut = np.zeros(days), list[Floats](), np.zeros(days, dtype=bool)
     for _ in range(int(rng.integers(3, 12))):
@@ -160,14 +176,15 @@ def _demand(
         log += strength[:, :1] * np.sin(wave * angle) + strength[:, 1:] * np.cos(wave * angle)
     narrow = np.where(rng.random((items, 1)) < habits.seasonal_goods, rng.uniform(0.5, 4, (items, 1)), 0.0)
     log += narrow * (np.cos(angle - rng.uniform(0, 2 * np.pi, (items, 1))) - 0.5)
-    log += np.clip(rng.normal(0, 0.0012, (items, 1)) * (time - days / 2), -1.2, 1.2)
+    log += _peaks(items, clock, habits, rng)
+    log += np.clip(rng.normal(0, habits.growth, (items, 1)) * (time - days / 2), -1.2, 1.2)
     shifts = (rng.random((items, days)) < habits.shifts) * rng.normal(0, 0.6, (items, days))
     log += np.clip(np.cumsum(shifts, axis=1), -2, 2)
     log += _smooth(rng.normal(0, habits.mood * rng.uniform(0.2, 1.5, (items, 1)), (items, days)))
     log += _holiday_lift(items, shop, rng)
-    price, promotion, lift = _prices(items, days, rng)
+    price, promotion, lift = _prices(items, days, 1.0 if habits.single else rng.uniform(0.05, 0.5), rng)
     own_week = rng.gamma(30, 1 / 30, (items, 7))[:, clock[:, 1].astype(int)]
-    available = 1.0 - _stock_outs(items, days, rng)
+    available = 1.0 - _stock_outs(items, days, rng) * habits.single
     rate = level * np.exp(log) * lift * own_week * shop.demand * shop.open * available
     return rate, {"unit_price": price, "promotion": promotion, "available_fraction": available}
 
@@ -184,6 +201,22 @@ def _holiday_lift(items: int, shop: _Shop, rng: np.random.Generator) -> Floats:
     return out
 
 
+def _peaks(items: int, clock: NDArray[np.float32], habits: _Habits, rng: np.random.Generator) -> Floats:
+    """Logarithm of what the peaks and troughs of the year do to each item's demand: (item, day). School begins, gardens
+    are dug, heaters are bought: a few days or weeks around a date, that move a little and differ in size by year."""
+    time, first = np.arange(len(clock)), float(clock[0, 3])
+    years = int((first + len(clock)) // 365.25) + 2
+    of_department = np.zeros((habits.departments, len(clock)))
+    for department in range(habits.departments):
+        for _ in range(int(rng.integers(0, 5))):
+            width, height = np.exp(rng.uniform(np.log(3), np.log(45))), np.clip(rng.normal(0, habits.peaks), -1.5, 2.5)
+            at = rng.uniform(0, 365.25) - first + 365.25 * np.arange(-1, years) + rng.normal(0, 2, years + 1)
+            heights = height * rng.normal(1, 0.12, years + 1)
+            of_department[department] += heights @ np.exp(-0.5 * ((time - at[:, None]) / width) ** 2)
+    strength = np.clip(rng.normal(1, 0.3, (items, 1)), 0, 2)
+    return np.asarray(strength * of_department[rng.integers(0, habits.departments, items)])
+
+
 def _smooth(noise: Floats) -> Floats:
     """Noise that lasts for weeks: a random walk pulled back to 0."""
     out = np.empty_like(noise)
@@ -194,7 +227,9 @@ def _smooth(noise: Floats) -> Floats:
     return out
 
 
-def _prices(items: int, days: int, rng: np.random.Generator) -> tuple[Floats, Floats, Floats]:
+def _prices(items: int, days: int, concerned: float, rng: np.random.Generator) -> tuple[Floats, Floats, Floats]:
+    """Price, promotion and what they make of demand: (item, day). `concerned`: share of what is counted that a
+    promotion is of."""
     base = np.exp(rng.normal(1.5, 0.9, (items, 1))) + 0.1
     steps = (rng.random((items, days)) < 0.004) * rng.normal(0.01, 0.08, (items, days))
     price = base * np.exp(np.cumsum(steps, axis=1))
@@ -211,6 +246,7 @@ def _prices(items: int, days: int, rng: np.random.Generator) -> tuple[Floats, Fl
         discount[:, day] = np.where(left > 0, depth, 0.0)
     price = np.round(price * (1 - discount), 2).clip(0.01)
     lift = (1 - discount) ** -elasticity * np.where(promotion > 0, rng.uniform(1.0, 1.3, (items, 1)), 1.0)
+    lift = 1 + concerned * (lift - 1)
     return price, promotion, lift * (price / base).clip(0.3, 3) ** (-0.3 * elasticity)
 
 

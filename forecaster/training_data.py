@@ -32,9 +32,10 @@ _BURN_IN_DAYS = 5
 _LEAST_DAYS = 4 * _BURN_IN_DAYS  # of a recording before its held-out weeks
 _SHOP_ITEMS, _SHOP_DAYS = 150, 420  # of an invented shop
 _OF_EVENTS = ("1h", "1d")  # frequencies that are learnt from events, with cutoffs at any moment of a bucket
-# Items and days of an invented shop's table: many small shops, since it is shops that differ most.
-_TABLE_SIZES = {"1h": (100, 120), "1d": (250, 900), "1w": (250, 1_800)}
-_TABLES_PER_ITEM = 0.08
+# Items and, at most, days of an invented shop's table: many small shops, since it is shops that differ most. Records
+# of weeks are of one year to four: whoever has weeks has few.
+_TABLE_SIZES = {"1h": (100, 120), "1d": (250, 900), "1w": (100, 1_500)}
+_TABLES_PER_ITEM = {"1h": 0.08, "1d": 0.08, "1w": 0.25}
 
 
 class TrainingData(NamedTuple):
@@ -95,10 +96,13 @@ def synthetic_data(items: int, seed: int, freqs: Sequence[str], share: float = 0
         shops = max(1, round(items / _SHOP_ITEMS))
         made = [_invented(items // shops, _SHOP_DAYS, seed + shop) for shop in range(shops)]
         sources += [_learnt(h, from_events, share / shops, f"invented shop {i}") for i, h in enumerate(made)]
-    tables = max(1, round(_TABLES_PER_ITEM * items))
     for freq in freqs:
+        tables = max(1, round(_TABLES_PER_ITEM[freq] * items))
         for shop in range(tables):
-            table = generate_series(*_TABLE_SIZES[freq], seed + shop, freq)
+            size, days = _TABLE_SIZES[freq]
+            if freq == "1w":
+                days -= int(np.random.default_rng(seed + shop).integers(0, 3 * days // 4))
+            table = generate_series(size, days, seed + shop, freq)
             data = table_data(table, held_out=0, name=f"invented {freq} table {shop}")
             sources += [weighted._replace(share=2.4 * share / tables) for weighted in data.sources]
     return TrainingData(sources, [])

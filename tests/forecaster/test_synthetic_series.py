@@ -26,7 +26,7 @@ def test_units_are_counts_and_series_begin_with_a_sale() -> None:
 
 
 def test_nothing_sells_where_nothing_is_to_be_had() -> None:
-    tables = [generate_series(40, 400, seed) for seed in range(30)]
+    tables = [generate_series(40, 400, seed) for seed in range(60)]
     told = [table for table in tables if "available_fraction" in table.columns]
     out = [table.units[table.columns["available_fraction"] == 0] for table in told]
     assert sum(len(units) for units in out) > 0

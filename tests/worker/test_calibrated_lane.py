@@ -95,7 +95,7 @@ async def test_quantiles_follow_what_sells_and_the_models_own_stand_beside_them(
     lane = await shop.day(await shop.lane(), 9)
     for step in last_of(shop)["p3"].steps:
         assert step.quantiles == step.quantiles_raw, "nothing was learnt yet"
-    for _ in range(12):
+    for _ in range(24):
         lane = await shop.day(lane, 9)
     forecast = last_of(shop)["p3"]
     assert forecast.observed == 9

@@ -89,7 +89,7 @@ def test_before_anything_was_learnt_quantiles_are_the_models_own() -> None:
 def test_levels_follow_demand_that_is_not_what_the_model_takes_it_to_be(factor: float) -> None:
     means = np.tile([0.5, 2.0, 12.0], 60)
     shop, random = Shop(means), np.random.default_rng(1)
-    after = range(20, 50)
+    after = range(30, 60)
     below, not_above = np.zeros((2, _COUNT)), np.zeros((2, _COUNT))
     for day in range(after.stop):
         made = shop.forecast(day)
