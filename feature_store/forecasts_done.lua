@@ -5,14 +5,19 @@
 -- KEYS[3]  {ns:p}:INC:forecasts:FREQ  written
 -- KEYS[4]  {ns:p}:INC:calibration:FREQ written
 -- KEYS[5]  {ns:p}:INC:segments:FREQ   read and written
--- KEYS[6]  {ns:p}:INC:changed         written, when ARGV[2] says that it is given: while the partition is being copied
+-- KEYS[6]  {ns:p}:INC:scores:FREQ     written
+-- KEYS[7]  {ns:p}:INC:challenge:FREQ  written
+-- KEYS[8]  {ns:p}:INC:accuracy:FREQ   read and written
+-- KEYS[9]  {ns:p}:INC:changed         written, when ARGV[2] says that it is given: while the partition is being copied
 --          (copy.lua), f, the frequency, a space and the item whose forecast or mark has changed; l, the frequency, a
---          space and the time zone whose segments have
+--          space and the time zone whose segments have; r, the frequency, a space and the row of accuracy that has
 -- ARGV[1]  MessagePack: owner, incarnation, freq,
---          done {{item_id, mark that was read or '', summary or '', calibration or '' = as it stands}}
---          an empty summary withdraws the item: a tombstone was sent
+--          done {{item_id, mark that was read or '', summary or '' or '=', and what is remembered of the item:
+--                calibration, scores, challenge, each '' = as it stands}}
+--          an empty summary withdraws the item: a tombstone was sent; '=' leaves its forecast as it stands
 --          learnt {time zone, JSON of SegmentLevels, …}: counts and ranks are added to those of the same bucket, take
 --          the place of an earlier one's, and are dropped when a later one has begun
+--          sums {row, JSON of [[step, number …] …], …}: added to what stands in the row, step by step
 -- Returns  {'OK'} | {'OK', '', 1}: the partition is being copied | {'FENCED'} | {'BEHIND'}
 --          {'HELD'}: try again in a moment | {'COPIED'}: try again, with the last key
 local a = cmsgpack.unpack(ARGV[1])
@@ -27,21 +32,29 @@ if stored[3] then
   is_copied = tonumber(stored[3]) > now
   if is_copied and ARGV[2] ~= '1' then return {'COPIED'} end
 end
--- Run again after its reply got lost it must not add what was learnt once more: what it was learnt of stands then.
+-- Of an entry the places of what it writes, and the key that each stands under.
+local WRITTEN = {{3, KEYS[3]}, {4, KEYS[4]}, {5, KEYS[6]}, {6, KEYS[7]}}
+-- Run again after its reply got lost it must not add anything once more: all that the first entry writes stands then.
+-- No entry can be written twice otherwise: a summary counts revisions, a challenge is only written when it has changed.
 local is_again = false
 for _, d in ipairs(a.done) do
-  if d[4] ~= '' then
-    is_again = redis.call('HGET', KEYS[4], d[1]) == d[4]
+  if d[3] ~= '' then
+    is_again = true
+    for _, place in ipairs(WRITTEN) do
+      local text = d[place[1]]
+      if text ~= '' and text ~= '=' then is_again = is_again and redis.call('HGET', place[2], d[1]) == text end
+    end
     break
   end
 end
 for _, d in ipairs(a.done) do
-  if d[3] == '' then
-    redis.call('HDEL', KEYS[3], d[1])
-    redis.call('HDEL', KEYS[4], d[1])
-  else
-    redis.call('HSET', KEYS[3], d[1], d[3])
-    if d[4] ~= '' then redis.call('HSET', KEYS[4], d[1], d[4]) end
+  for _, place in ipairs(WRITTEN) do
+    local text = d[place[1]]
+    if d[3] == '' then
+      redis.call('HDEL', place[2], d[1])
+    elseif text ~= '' and text ~= '=' then
+      redis.call('HSET', place[2], d[1], text)
+    end
   end
   if d[2] ~= '' and redis.call('HGET', KEYS[2], d[1]) == d[2] then redis.call('HDEL', KEYS[2], d[1]) end
 end
@@ -59,8 +72,29 @@ for i = 1, is_again and 0 or #a.learnt, 2 do
     redis.call('HSET', KEYS[5], zone, text)
   end
 end
+-- Doubles are exact up to 2^53, where a sum stops; cjson would write 14 digits of it.
+local MOST = 9007199254740992
+for i = 1, is_again and 0 or #a.sums, 2 do
+  local before = redis.call('HGET', KEYS[8], a.sums[i])
+  local rows, of_step, texts = before and cjson.decode(before) or {}, {}, {}
+  for _, row in ipairs(rows) do of_step[row[1]] = row end
+  for _, own in ipairs(cjson.decode(a.sums[i + 1])) do
+    local row = of_step[own[1]]
+    if row then
+      for n = 2, #own do row[n] = row[n] + own[n] end
+    else
+      rows[#rows + 1] = own
+    end
+  end
+  for n, row in ipairs(rows) do
+    for m, number in ipairs(row) do row[m] = string.format('%.0f', math.max(-MOST, math.min(MOST, number))) end
+    texts[n] = '[' .. table.concat(row, ',') .. ']'
+  end
+  redis.call('HSET', KEYS[8], a.sums[i], '[' .. table.concat(texts, ',') .. ']')
+end
 if not is_copied then return {'OK'} end
-for _, d in ipairs(a.done) do redis.call('SADD', KEYS[6], 'f' .. a.freq .. ' ' .. d[1]) end
-for i = 1, #a.learnt, 2 do redis.call('SADD', KEYS[6], 'l' .. a.freq .. ' ' .. a.learnt[i]) end
-redis.call('PEXPIREAT', KEYS[6], stored[3])
+for _, d in ipairs(a.done) do redis.call('SADD', KEYS[9], 'f' .. a.freq .. ' ' .. d[1]) end
+for i = 1, #a.learnt, 2 do redis.call('SADD', KEYS[9], 'l' .. a.freq .. ' ' .. a.learnt[i]) end
+for i = 1, #a.sums, 2 do redis.call('SADD', KEYS[9], 'r' .. a.freq .. ' ' .. a.sums[i]) end
+redis.call('PEXPIREAT', KEYS[9], stored[3])
 return {'OK', '', 1}

@@ -17,6 +17,10 @@ of the old one are never added to. Everything reads well in redis-cli:
     {ns:p}:INC:forecasts:FREQ          hash   item_id -> the last forecast sent; see ForecastSummary
     {ns:p}:INC:calibration:FREQ        hash   item_id -> calibration_state.ItemCalibration
     {ns:p}:INC:segments:FREQ           hash   time zone -> calibration_state.SegmentLevels
+    {ns:p}:INC:scores:FREQ             hash   item_id -> score_state.ItemScores
+    {ns:p}:INC:challenge:FREQ          hash   item_id -> score_state.ItemChallenge
+    {ns:p}:INC:accuracy:FREQ           hash   "DAY VERSION SEGMENT" -> JSON [[step, sums …], …]; see score_state
+    {ns:p}:INC:accuracy_sent:FREQ      hash   window -> what of it was published last; see accuracy_store.py
     {ns:p}:INC:sums:SERIES             hash   chunks of bucket sums; see chunks.py. SERIES is the item_id of
                                               (product, location)
     {ns:p}:INC:ids:SOURCE:GENERATION   set    event_ids counted, by stretch of event time: to know duplicates by
@@ -144,6 +148,22 @@ class Keys:
     def segments(self, freq: str) -> str:
         """What calibration remembers of segments."""
         return f"{self._prefix}:segments:{freq}"
+
+    def scores(self, freq: str) -> str:
+        """What scoring remembers of items."""
+        return f"{self._prefix}:scores:{freq}"
+
+    def challenge(self, freq: str) -> str:
+        """What a challenger said of items."""
+        return f"{self._prefix}:challenge:{freq}"
+
+    def accuracy(self, freq: str) -> str:
+        """Sums of scores by day, model version and segment."""
+        return f"{self._prefix}:accuracy:{freq}"
+
+    def accuracy_sent(self, freq: str) -> str:
+        """What of them was published."""
+        return f"{self._prefix}:accuracy_sent:{freq}"
 
     def sums(self, series_id: str) -> str:
         """Bucket sums of one series."""

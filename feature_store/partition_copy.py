@@ -44,6 +44,10 @@ class PartitionCopy:
     forecasts: dict[str, dict[str, bytes]] = field(default_factory=dict)  # the same, see layout.unpack_summary
     calibration: dict[str, dict[str, bytes]] = field(default_factory=dict)  # the same, see calibration_state
     segments: dict[str, dict[str, bytes]] = field(default_factory=dict)  # by frequency and time zone
+    scores: dict[str, dict[str, bytes]] = field(default_factory=dict)  # by frequency and item_id, see score_state
+    challenges: dict[str, dict[str, bytes]] = field(default_factory=dict)  # the same
+    accuracy: dict[str, dict[str, bytes]] = field(default_factory=dict)  # by frequency and row, the same
+    accuracy_sent: dict[str, dict[str, bytes]] = field(default_factory=dict)  # by frequency and window
     ids: dict[tuple[str, int], set[bytes]] = field(default_factory=dict)  # by source and generation
     sums: dict[str, list[bytes]] = field(default_factory=dict)  # by series_id, flat hash of chunks
     held_s: float = 0.0  # for how long writers were held back
@@ -156,14 +160,32 @@ class PartitionCopier:
         for product_id, raw in await self._hash(keys.products):
             copy.products[product_id] = unpack_product(raw)
         for freq in self._freqs:
-            copy.forecasts[freq] = dict(await self._hash(keys.forecasts(freq)))
-            copy.calibration[freq] = dict(await self._hash(keys.calibration(freq)))
-            copy.segments[freq] = dict(await self._hash(keys.segments(freq)))
+            for kept, key in (*self._by_item(copy, freq), *self._by_name(copy, freq).values()):
+                kept.update(await self._hash(key))
             copy.dirty[freq] = {item_id: int(mark) for item_id, mark in await self._hash(keys.dirty(freq))}
             await self._renew(copy)
         for name in [name for name in found if name.startswith(ids_prefix)]:
             copy.ids[self._generation(name)] = set(await self._scan("", name))
             await self._renew(copy)
+
+    def _by_item(self, copy: PartitionCopy, freq: str) -> list[tuple[dict[str, bytes], str]]:
+        """Hashes by item_id, beside the keys that they are copied from."""
+        kinds = (
+            (copy.forecasts, self._keys.forecasts),
+            (copy.calibration, self._keys.calibration),
+            (copy.scores, self._keys.scores),
+            (copy.challenges, self._keys.challenge),
+        )
+        return [(by_freq.setdefault(freq, {}), key(freq)) for by_freq, key in kinds]
+
+    def _by_name(self, copy: PartitionCopy, freq: str) -> dict[str, tuple[dict[str, bytes], str]]:
+        """Other hashes, by the letter under which writers note a field that has changed."""
+        kinds = {
+            "l": (copy.segments, self._keys.segments),
+            "r": (copy.accuracy, self._keys.accuracy),
+            "w": (copy.accuracy_sent, self._keys.accuracy_sent),
+        }
+        return {letter: (by_freq.setdefault(freq, {}), key(freq)) for letter, (by_freq, key) in kinds.items()}
 
     async def _scan(self, pattern: str, key: str) -> list[bytes]:
         """Names of keys, or members of a set. Each that is there from beginning to end is found."""
@@ -189,7 +211,7 @@ class PartitionCopier:
 
     async def _read_changed(self, copy: PartitionCopy, changed: Iterable[str]) -> None:
         """Bring the copy up to what stands now under the names that writers have noted, see apply.lua."""
-        by_kind: dict[str, list[str]] = {kind: [] for kind in "sipdfel"}
+        by_kind: dict[str, list[str]] = {kind: [] for kind in "sipdfelrw"}
         for name in changed:
             by_kind[name[0]].append(name[1:])
         prefix = self._keys.sums("")
@@ -208,15 +230,16 @@ class PartitionCopier:
     async def _read_changed_forecasts(self, copy: PartitionCopy, by_kind: Mapping[str, Sequence[str]]) -> None:
         for freq in self._freqs:
             item_ids = [name.partition(" ")[2] for name in by_kind["f"] if name.startswith(f"{freq} ")]
-            for kept, key in (
-                (copy.forecasts.setdefault(freq, {}), self._keys.forecasts(freq)),
-                (copy.calibration.setdefault(freq, {}), self._keys.calibration(freq)),
-            ):
-                for item_id in item_ids:
-                    kept.pop(item_id, None)  # withdrawn, unless it is found again
-                kept.update(await self._fields(key, item_ids))
-            zones = [name.partition(" ")[2] for name in by_kind["l"] if name.startswith(f"{freq} ")]
-            copy.segments.setdefault(freq, {}).update(await self._fields(self._keys.segments(freq), zones))
+            named = {
+                letter: [name.partition(" ")[2] for name in by_kind[letter] if name.startswith(f"{freq} ")]
+                for letter in "lrw"
+            }
+            changed = [(kept, key, item_ids) for kept, key in self._by_item(copy, freq)]
+            changed += [(kept, key, named[letter]) for letter, (kept, key) in self._by_name(copy, freq).items()]
+            for kept, key, names in changed:
+                for name in names:
+                    kept.pop(name, None)  # withdrawn, unless it is found again
+                kept.update(await self._fields(key, names))
             marks, marked = copy.dirty.setdefault(freq, {}), list({*item_ids, *by_kind["d"]})
             for item_id in marked:
                 marks.pop(item_id, None)  # no longer owed, unless it is found again

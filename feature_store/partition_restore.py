@@ -18,6 +18,7 @@ from feature_store.features import SOURCE_FEATURES, BucketRows, Deltas
 from feature_store.items import Item, ProductState
 from feature_store.layout import LAYOUT_VERSION, ForecastSummary, Keys, pack_item, pack_product, pack_summary
 from feature_store.redis_calls import RedisCalls
+from feature_store.score_state import pack_sums_by_step, unpack_sums_by_step
 from feature_store.store_errors import StoreError, StoreRefusedError
 
 _LEASE_MS = 60_000
@@ -34,6 +35,7 @@ class PartitionRestore:
         self._token, self._incarnation = secrets.token_hex(8), secrets.token_hex(4)
         self._keys = Keys(namespace, partition, self._incarnation)
         self._name, self._replace = name, replace
+        self._accuracy: dict[tuple[str, str], dict[int, list[int]]] = {}  # by frequency and row
 
     async def begin(self) -> bool:
         """False when this very thing was restored here before: there is nothing left to do.
@@ -94,6 +96,26 @@ class PartitionRestore:
     async def add_segments(self, freq: str, levels: Mapping[str, str]) -> None:
         """What calibration remembers of segments, by time zone, as text."""
         await self._put_hash(self._keys.segments(freq), levels)
+
+    async def add_scores(self, freq: str, states: Mapping[str, str]) -> None:
+        """What scoring remembers, by item_id, as text."""
+        await self._put_hash(self._keys.scores(freq), states)
+
+    async def add_challenges(self, freq: str, states: Mapping[str, str]) -> None:
+        """What a challenger said, by item_id, as text."""
+        await self._put_hash(self._keys.challenge(freq), states)
+
+    async def add_accuracy(self, freq: str, row: str, sums: str) -> None:
+        """Sums of scores, added to those of the same row that were added before."""
+        total = self._accuracy.setdefault((freq, row), {})
+        for step, numbers in unpack_sums_by_step(sums).items():
+            before = total.get(step, [0] * len(numbers))
+            total[step] = [a + b for a, b in zip(before, numbers, strict=True)]
+        await self._put_hash(self._keys.accuracy(freq), {row: pack_sums_by_step(total)})
+
+    async def add_accuracy_sent(self, freq: str, sent: Mapping[str, str]) -> None:
+        """What was published of them, by window, as text."""
+        await self._put_hash(self._keys.accuracy_sent(freq), sent)
 
     async def add_ids(self, source: str, generation: int, ids: Sequence[str]) -> None:
         """Event ids counted."""

@@ -2,16 +2,17 @@
 --
 -- KEYS[1]   {ns:p}:meta            compared and read
 -- KEYS[2]   {ns:p}:INC:dirty:FREQ  read
--- KEYS[3]   {ns:p}:INC:calibration:FREQ  read, when calibrated
--- KEYS[4]   {ns:p}:INC:segments:FREQ     read, when calibrated
--- KEYS[5..] {ns:p}:INC:sums:SERIES read
+-- KEYS[3]   {ns:p}:INC:segments:FREQ     read, when segments is true
+-- KEYS[4..] {ns:p}:INC:STATE:FREQ   read: as many as a.states, what is remembered of items, a hash a kind
+-- KEYS[..]  {ns:p}:INC:sums:SERIES read
 -- ARGV[1]   MessagePack: owner, incarnation, items {item_id}, fields {chunk}, sources (count): the fields of each
---           source stand together and are equally many; calibrated: whether KEYS[3] and KEYS[4] are asked for
--- Returns   {'OK', flat meta, marks, calibrations, flat segments, and for each source: chunks, texts}
---           {'FENCED'} | {'BEHIND'}
---           marks "12,,13": a mark or nothing for each item. calibrations: one or nothing for each item, one a line. chunks "0,1,7": which chunks stand, numbered through the
---           chunks of the first series, of the second …; texts: theirs, one a line. Few long strings: a client takes
---           longer to read many short ones than Lua takes to join them.
+--           source stand together and are equally many; states (count), segments: whether KEYS[3] is asked for
+-- Returns   {'OK', flat meta, marks, flat segments, for each of the states: states,
+--            and for each source: chunks, texts} | {'FENCED'} | {'BEHIND'}
+--           marks "12,,13": a mark or nothing for each item. states: one or nothing for each item, one a line.
+--           chunks "0,1,7": which chunks stand, numbered through the chunks of the first series, of the second …;
+--           texts: theirs, one a line. Few long strings: a client takes longer to read many short ones than Lua takes
+--           to join them.
 local a = cmsgpack.unpack(ARGV[1])
 local stored = redis.call('HMGET', KEYS[1], 'owner', 'incarnation')
 if not stored[1] or stored[2] ~= a.incarnation then return {'BEHIND'} end
@@ -33,19 +34,21 @@ end
 local marks = hmget(KEYS[2], a.items)
 for i = 1, #marks do marks[i] = marks[i] or '' end
 
-local calibrations, segments = {}, {}
-if a.calibrated then
-  calibrations = hmget(KEYS[3], a.items)
-  for i = 1, #calibrations do calibrations[i] = calibrations[i] or '' end
-  segments = redis.call('HGETALL', KEYS[4])
+local reply = {'OK', redis.call('HGETALL', KEYS[1]), table.concat(marks, ','),
+  a.segments and redis.call('HGETALL', KEYS[3]) or {}}
+for s = 1, a.states do
+  local states = hmget(KEYS[3 + s], a.items)
+  for i = 1, #states do states[i] = states[i] or '' end
+  reply[#reply + 1] = table.concat(states, '\n')
 end
 
 local each = #a.fields / a.sources
 local chunks, texts = {}, {}
 for s = 1, a.sources do chunks[s], texts[s] = {}, {} end
-for i = 5, #KEYS do
+local first_series = 4 + a.states
+for i = first_series, #KEYS do
   local found = hmget(KEYS[i], a.fields)
-  local before = (i - 5) * each
+  local before = (i - first_series) * each
   for s = 1, a.sources do
     local own_chunks, own_texts, first = chunks[s], texts[s], (s - 1) * each
     for c = 1, each do
@@ -58,8 +61,6 @@ for i = 5, #KEYS do
   end
 end
 
-local reply = {'OK', redis.call('HGETALL', KEYS[1]), table.concat(marks, ','),
-  table.concat(calibrations, '\n'), segments}
 for s = 1, a.sources do
   reply[#reply + 1] = table.concat(chunks[s], ',')
   reply[#reply + 1] = table.concat(texts[s], '\n')

@@ -55,6 +55,21 @@ class ItemScores(msgspec.Struct, array_like=True, frozen=True):
     sums: msgspec.Raw
 
 
+class ItemChallenge(msgspec.Struct, array_like=True, frozen=True):
+    """What a challenger said of one item and frequency, beside the forecasts that were published.
+
+    bucket: the last bucket in which forecasts were kept.
+    versions: [model version, challenger's version] that forecasts in `kept` name by their place.
+    closed: as in ItemScores.
+    kept: the same, but of two forecasts each: [[bucket, [published, challenger's, published, …]], …].
+    """
+
+    bucket: int
+    versions: list[list[str]]
+    closed: list[int]
+    kept: msgspec.Raw
+
+
 class RowName(msgspec.Struct, frozen=True, order=True):
     """Whose sums they are.
 
@@ -70,10 +85,11 @@ class RowName(msgspec.Struct, frozen=True, order=True):
 
 _encode = msgspec.json.Encoder().encode
 _decode_item = msgspec.json.Decoder(ItemScores).decode
+_decode_challenge = msgspec.json.Decoder(ItemChallenge).decode
 _decode_sums = msgspec.json.Decoder(list[list[int]]).decode
 
 
-def pack_scores(state: ItemScores) -> str:
+def pack_scores(state: ItemScores | ItemChallenge) -> str:
     """A state as text."""
     return _encode(state).decode()
 
@@ -81,6 +97,11 @@ def pack_scores(state: ItemScores) -> str:
 def unpack_scores(value: bytes | str) -> ItemScores:
     """The reverse of pack_scores."""
     return _decode_item(value)
+
+
+def unpack_challenge(value: bytes | str) -> ItemChallenge:
+    """The reverse of pack_scores."""
+    return _decode_challenge(value)
 
 
 def pack_sums_by_step(sums: SumsByStep) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from feature_store.calibration_state import SegmentLevels, pack_state
+from feature_store.calibration_state import pack_state
 from feature_store.chunks import SCRIPT_LIMITS, PackedSums, oldest_chunks
 from feature_store.layout import pack_hash, pack_item, pack_product, pack_summary
+from feature_store.score_state import pack_row_name, pack_scores, pack_sums_by_step
 from feature_store.seen_ids import IdsPlan, ids_fields
-from feature_store.store_types import Batch, Claim, Done
+from feature_store.store_types import Additions, Batch, Claim, Done
 
 
 def apply_arguments(
@@ -37,9 +38,7 @@ def apply_arguments(
     }
 
 
-def forecasts_done_arguments(
-    claim: Claim, freq: str, done: Sequence[Done], learnt: Mapping[str, SegmentLevels]
-) -> dict[str, Any]:
+def forecasts_done_arguments(claim: Claim, freq: str, done: Sequence[Done], additions: Additions) -> dict[str, Any]:
     """Of forecasts_done.lua."""
     entries = [
         [
@@ -47,13 +46,20 @@ def forecasts_done_arguments(
             "" if d.mark is None else str(d.mark),
             pack_summary(d.summary) if d.summary else "",
             pack_state(d.calibration) if d.calibration else "",
+            pack_scores(d.scores) if d.scores else "",
+            "",
         ]
         for d in done
     ]
+    return _done_arguments(claim, freq, entries, additions)
+
+
+def _done_arguments(claim: Claim, freq: str, entries: Sequence[Sequence[str]], additions: Additions) -> dict[str, Any]:
     return {
         "owner": claim.owner,
         "incarnation": claim.incarnation,
         "freq": freq,
         "done": entries,
-        "learnt": pack_hash({zone: pack_state(levels) for zone, levels in learnt.items()}),
+        "learnt": pack_hash({zone: pack_state(levels) for zone, levels in additions.learnt.items()}),
+        "sums": pack_hash({pack_row_name(row): pack_sums_by_step(sums) for row, sums in additions.scored.items()}),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,8 +10,16 @@ import numpy as np
 from feature_store.calibration_state import unpack_item_calibration, unpack_segment_levels
 from feature_store.chunks import ChunkTexts, unpack_chunks
 from feature_store.features import SOURCES
+from feature_store.score_state import unpack_challenge, unpack_scores
 from feature_store.store_errors import BehindError, FencedError
-from feature_store.store_types import Claim, SeriesRead
+from feature_store.store_types import Claim, Remembered, SeriesRead
+
+# By the fields of Remembered.
+_STATES: dict[str, Callable[[bytes], Any]] = {
+    "calibration": unpack_item_calibration,
+    "scores": unpack_scores,
+    "challenges": unpack_challenge,
+}
 
 
 class WantedChunks(NamedTuple):
@@ -22,24 +30,35 @@ class WantedChunks(NamedTuple):
     each: int
 
 
-def series_read(reply: Sequence[Any], items: Sequence[str], wanted: WantedChunks, *, calibrated: bool) -> SeriesRead:
+def series_read(reply: Sequence[Any], items: Sequence[str], wanted: WantedChunks, remembered: Remembered) -> SeriesRead:
     """The reply of read.lua for some items."""
     meta = text_map(reply[1])
     marks = [int(mark) if mark else None for mark in reply[2].split(b",")] if items else []
+    rest = iter(reply[4:])
+    states = {
+        name: _states(next(rest), unpack, len(items)) if is_wanted else []
+        for (name, unpack), is_wanted in zip(_STATES.items(), remembered, strict=True)
+    }
     by_source = {}
-    for source, places, texts in zip(SOURCES, reply[5::2], reply[6::2], strict=True):
+    for source in SOURCES:
+        places, texts = next(rest), next(rest)
         number = np.fromstring(places.decode(), dtype=np.int64, sep=",") if places else np.empty(0, np.int64)
         series_of, chunk = np.divmod(number, wanted.each or 1)
         by_source[source] = ChunkTexts(series_of, wanted.first + chunk, texts.split(b"\n") if texts else [])
-    texts_of_items = reply[3].split(b"\n") if calibrated and items else []
     return SeriesRead(
         numbers(meta, "position:"),
         numbers(meta, "newest:"),
         marks,
         unpack_chunks(wanted.stored, by_source),
-        [unpack_item_calibration(text) if text else None for text in texts_of_items],
-        {zone.decode(): unpack_segment_levels(text) for zone, text in zip(reply[4][::2], reply[4][1::2], strict=True)},
+        states["calibration"],
+        {zone.decode(): unpack_segment_levels(text) for zone, text in zip(reply[3][::2], reply[3][1::2], strict=True)},
+        states["scores"],
+        states["challenges"],
     )
+
+
+def _states(texts: bytes, unpack: Callable[[bytes], Any], count: int) -> list[Any]:
+    return [unpack(text) if text else None for text in texts.split(b"\n")] if count else []
 
 
 def ids_by_source(flat_ids: Sequence[Any]) -> dict[str, set[str]]:

@@ -9,6 +9,10 @@
     …/forecasts.parquet               freq, item_id, the fields of layout.ForecastSummary
     …/calibration.parquet             freq, item_id, state: JSON of calibration_state.ItemCalibration
     …/segments.parquet                freq, time_zone, state: JSON of calibration_state.SegmentLevels
+    …/scores.parquet                  freq, item_id, state: JSON of score_state.ItemScores
+    …/challenges.parquet              freq, item_id, state: JSON of score_state.ItemChallenge
+    …/accuracy.parquet                freq, row, sums: see score_state
+    …/accuracy_sent.parquet           freq, window, sent: what of them was published
     …/event_ids.parquet               source, generation, event_id
     calendar_global.parquet           key, value, timestamp_ms: the last record of each key
 
@@ -34,6 +38,7 @@ from feature_store.items import Item, ProductState
 from feature_store.layout import LAYOUT_VERSION, unpack_summary
 from feature_store.partition_fields import PartitionFields
 from feature_store.snapshot_tables import (
+    ACCURACY_COLUMNS,
     CALENDAR_COLUMNS,
     CALIBRATION_COLUMNS,
     COLUMNS,
@@ -42,7 +47,9 @@ from feature_store.snapshot_tables import (
     ID_COLUMNS,
     ITEM_COLUMNS,
     PRODUCT_COLUMNS,
+    SCORE_COLUMNS,
     SEGMENT_COLUMNS,
+    SENT_COLUMNS,
     row_tables,
     schema_of,
     sums_tables,
@@ -110,6 +117,10 @@ class Copied(NamedTuple):
     forecasts: Mapping[str, Mapping[str, bytes]]
     calibration: Mapping[str, Mapping[str, bytes]]
     segments: Mapping[str, Mapping[str, bytes]]
+    scores: Mapping[str, Mapping[str, bytes]]
+    challenges: Mapping[str, Mapping[str, bytes]]
+    accuracy: Mapping[str, Mapping[str, bytes]]
+    accuracy_sent: Mapping[str, Mapping[str, bytes]]
     ids: Mapping[tuple[str, int], set[bytes]]
     sums: Mapping[str, Sequence[bytes]]
 
@@ -160,6 +171,10 @@ class SnapshotWriter:
             ),
             "calibration": row_tables(CALIBRATION_COLUMNS, texts(copied.calibration)),
             "segments": row_tables(SEGMENT_COLUMNS, texts(copied.segments)),
+            "scores": row_tables(SCORE_COLUMNS, texts(copied.scores)),
+            "challenges": row_tables(SCORE_COLUMNS, texts(copied.challenges)),
+            "accuracy": row_tables(ACCURACY_COLUMNS, texts(copied.accuracy)),
+            "accuracy_sent": row_tables(SENT_COLUMNS, texts(copied.accuracy_sent)),
             "event_ids": row_tables(
                 ID_COLUMNS,
                 ((source, g, one.decode()) for (source, g), ids in copied.ids.items() for one in sorted(ids)),

@@ -42,6 +42,9 @@ FORECAST_COLUMNS = {
     "degraded": "bool",
 }
 CALIBRATION_COLUMNS = {"freq": "string", "item_id": "string", "state": "string"}
+SCORE_COLUMNS = CALIBRATION_COLUMNS
+ACCURACY_COLUMNS = {"freq": "string", "row": "string", "sums": "string"}
+SENT_COLUMNS = {"freq": "string", "window": "string", "sent": "string"}
 SEGMENT_COLUMNS = {"freq": "string", "time_zone": "string", "state": "string"}
 ID_COLUMNS = {"source": "string", "generation": "int64", "event_id": "string"}
 SUMS_COLUMNS = {
@@ -61,6 +64,10 @@ COLUMNS = {
     "forecasts": FORECAST_COLUMNS,
     "calibration": CALIBRATION_COLUMNS,
     "segments": SEGMENT_COLUMNS,
+    "scores": SCORE_COLUMNS,
+    "challenges": SCORE_COLUMNS,
+    "accuracy": ACCURACY_COLUMNS,
+    "accuracy_sent": SENT_COLUMNS,
     "event_ids": ID_COLUMNS,
 }
 

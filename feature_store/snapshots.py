@@ -83,6 +83,10 @@ async def save_partition(store: FeatureStore, writer: SnapshotWriter, partition:
             forecasts=copy.forecasts,
             calibration=copy.calibration,
             segments=copy.segments,
+            scores=copy.scores,
+            challenges=copy.challenges,
+            accuracy=copy.accuracy,
+            accuracy_sent=copy.accuracy_sent,
             ids=copy.ids,
             sums=copy.sums,
         )
@@ -122,7 +126,8 @@ async def load_snapshot(
     for source in taken:
         own = {p: restore for p, restore in begun.items() if source in targets[p]}
         if own:
-            await _Part(snapshot, source, own, rules.partition_of if not same else None, ids_left_out).add()
+            dealt, home = (None, source) if same else (rules.partition_of, source % store.partition_count)
+            await _Part(snapshot, source, own, dealt, ids_left_out, home).add()
     for p, restore in begun.items():
         entries = [snapshot.manifest.partitions[source].fields for source in targets[p]]
         fields = _fields(entries, keep, rules.before, ids_left_out)
@@ -173,7 +178,9 @@ class _Part:
         restores: Mapping[int, PartitionRestore],
         partition_of: Callable[[str], int] | None,
         ids_left_out: Sequence[str],
+        home: int,
     ) -> None:
+        self._home = home  # where that goes which is of no product
         self._snapshot, self._partition, self._restores = snapshot, partition, restores
         self._partition_of, self._ids_left_out = partition_of, ids_left_out
         self._targets: dict[str, int] = {}  # by product
@@ -197,6 +204,7 @@ class _Part:
                 await self._restores[target].add_products(states)
         await self._add_forecasts()
         await self._add_calibration()
+        await self._add_scores()
         await self._add_ids()
 
     async def _add_sums(self) -> None:
@@ -228,13 +236,30 @@ class _Part:
                     await self._restores[target].add_forecasts(freq, own)
 
     async def _add_calibration(self) -> None:
-        for states in self._rows("calibration"):
-            for target, some in self._dealt(states, lambda row: self._target(product_of(row[1]))):
-                for freq in dict.fromkeys(row[0] for row in some):
-                    await self._restores[target].add_calibration(freq, {r[1]: r[2] for r in some if r[0] == freq})
+        await self._add_states("calibration", PartitionRestore.add_calibration)
         if self._partition_of is None:  # else other items make up the segments: they learn anew
             for freq, zone, levels in (row for rows in self._rows("segments") for row in rows):
                 await self._restores[self._partition].add_segments(freq, {zone: levels})
+
+    async def _add_scores(self) -> None:
+        """Of a partition whose items are dealt out anew the sums go to one of those: what counts is their total over
+        all partitions, which corrections keep. What was published is of messages that are another topic's then."""
+        await self._add_states("scores", PartitionRestore.add_scores)
+        await self._add_states("challenges", PartitionRestore.add_challenges)
+        restore = self._restores.get(self._home)
+        if restore is None:
+            return
+        for freq, row, sums in (entry for rows in self._rows("accuracy") for entry in rows):
+            await restore.add_accuracy(freq, row, sums)
+        if self._partition_of is None:
+            for freq, window, sent in (entry for rows in self._rows("accuracy_sent") for entry in rows):
+                await restore.add_accuracy_sent(freq, {window: sent})
+
+    async def _add_states(self, table: str, add: Callable[[PartitionRestore, str, dict[str, str]], Any]) -> None:
+        for states in self._rows(table):
+            for target, some in self._dealt(states, lambda row: self._target(product_of(row[1]))):
+                for freq in dict.fromkeys(row[0] for row in some):
+                    await add(self._restores[target], freq, {row[1]: row[2] for row in some if row[0] == freq})
 
     def _rows(self, table: str) -> Iterator[list[tuple[Any, ...]]]:
         return self._snapshot.rows(self._partition, table)

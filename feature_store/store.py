@@ -11,12 +11,11 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import msgspec
 
-from feature_store.calibration_state import SegmentLevels
+from feature_store.accuracy_store import AccuracyStore
 from feature_store.chunks import (
     chunk_fields,
     pack_sums,
@@ -66,10 +65,24 @@ from feature_store.store_errors import (
     StoreRefusedError,
     SumOverflowError,
 )
-from feature_store.store_types import BackfillTable, Batch, Claim, Done, Found, Heads, SeriesRead
+from feature_store.store_types import (
+    NO_ADDITIONS,
+    NOTHING_REMEMBERED,
+    Additions,
+    BackfillTable,
+    Batch,
+    Claim,
+    Done,
+    Found,
+    Heads,
+    Remembered,
+    SeriesRead,
+)
 
 __all__ = [
+    "NO_ADDITIONS",
     "REDIS_ERRORS",
+    "Additions",
     "BackfillTable",
     "Batch",
     "BehindError",
@@ -80,6 +93,7 @@ __all__ = [
     "FencedError",
     "Found",
     "Heads",
+    "Remembered",
     "SeriesRead",
     "StoreClosedError",
     "StoreError",
@@ -89,7 +103,6 @@ __all__ = [
 
 
 _HELD_FIRST_S, _HELD_MOST_S = 0.005, 0.1
-NOTHING_LEARNT: Mapping[str, SegmentLevels] = MappingProxyType({})
 
 
 class FeatureStore:
@@ -258,8 +271,7 @@ class FeatureStore:
         series: Sequence[str],
         first_bucket: int,
         last_bucket: int,
-        *,
-        calibrated: bool = False,
+        remembered: Remembered = NOTHING_REMEMBERED,
     ) -> SeriesRead:
         """Sums of many series in one round trip, with the positions that say which events are in them.
 
@@ -268,15 +280,17 @@ class FeatureStore:
             freq: forecast frequency whose marks are read.
             items: item_ids whose marks are wanted, in the order of `SeriesRead.marks`.
             stored: stored frequency whose sums are read.
-            series: series_ids, at most MAX_KEYS - 4; `SeriesRead.rows.item` counts in their order.
+            series: series_ids, at most MAX_KEYS - 8; `SeriesRead.rows.item` counts in their order.
             first_bucket, last_bucket: both included; rows of buckets a little outside may come with them.
-            calibrated: whether what calibration remembers is wanted too.
+            remembered: what is wanted too of what calibration and scoring remember.
 
         Raises:
             FencedError, BehindError: see the classes.
         """
         keys = self._keys(claim)
-        names = [keys.meta, keys.dirty(freq), keys.calibration(freq), keys.segments(freq), *map(keys.sums, series)]
+        kinds = (keys.calibration, keys.scores, keys.challenge)
+        states = [key(freq) for key, is_wanted in zip(kinds, remembered, strict=True) if is_wanted]
+        names = [keys.meta, keys.dirty(freq), keys.segments(freq), *states, *map(keys.sums, series)]
         first_chunk, chunks, fields = chunk_fields(stored, first_bucket, last_bucket)
         arguments = {
             "owner": claim.owner,
@@ -284,24 +298,26 @@ class FeatureStore:
             "items": list(items),
             "fields": fields,
             "sources": len(SOURCES),
-            "calibrated": calibrated,
+            "states": len(states),
+            "segments": remembered.calibration,
         }
         applied = dict(claim.positions)
         reply = await self._calls.run("read", names, [msgspec.msgpack.encode(arguments)])
         raise_if_not_owner(reply[0], claim)
-        found = series_read(reply, items, WantedChunks(stored, first_chunk, chunks), calibrated=calibrated)
+        found = series_read(reply, items, WantedChunks(stored, first_chunk, chunks), remembered)
         if any(found.positions.get(topic, -1) < position for topic, position in applied.items()):
             raise behind(claim)
         return found
 
     async def forecasts_done(
-        self, claim: Claim, freq: str, done: Sequence[Done], learnt: Mapping[str, SegmentLevels] = NOTHING_LEARNT
+        self, claim: Claim, freq: str, done: Sequence[Done], additions: Additions = NO_ADDITIONS
     ) -> None:
-        """Keep what the broker has acknowledged; clear the marks of items that nothing has touched since. `learnt`, by
-        time zone, is added to what calibration has learnt in the same bucket."""
+        """Keep what the broker has acknowledged; clear the marks of items that nothing has touched since. `additions`
+        are added to what calibration has learnt in the same bucket, and to the sums of scores."""
         keys = self._keys(claim)
-        arguments = forecasts_done_arguments(claim, freq, done, learnt)
+        arguments = forecasts_done_arguments(claim, freq, done, additions)
         names = [keys.meta, keys.dirty(freq), keys.forecasts(freq), keys.calibration(freq), keys.segments(freq)]
+        names += [keys.scores(freq), keys.challenge(freq), keys.accuracy(freq)]
         reply = await self._write("forecasts_done", claim, names, arguments)
         raise_if_not_owner(reply[0], claim)
 
@@ -363,6 +379,10 @@ class FeatureStore:
             summary = await redis.hget(keys.forecasts(freq), item_id)
             found.forecasts[freq] = unpack_summary(summary) if summary else None
         return found
+
+    def accuracy(self) -> AccuracyStore:
+        """Sums of scores, and what was published of them."""
+        return AccuracyStore(self._calls, self._namespace, self._write)
 
     async def copy_partition(self, partition: int) -> PartitionCopy | None:
         """The partition as it stands at one moment, while its lane goes on; None when nothing does. See PartitionCopier

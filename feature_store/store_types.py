@@ -14,6 +14,7 @@ from feature_store.calibration_state import ItemCalibration, SegmentLevels
 from feature_store.features import BucketRows, Deltas
 from feature_store.items import Item, ProductState
 from feature_store.layout import EventIds, ForecastSummary
+from feature_store.score_state import ItemChallenge, ItemScores, RowName, SumsByStep
 
 
 class Heads(NamedTuple):
@@ -78,6 +79,19 @@ class SeriesRead(NamedTuple):
     rows: BucketRows  # `item` is the index of the series asked for; rows of a bucket may repeat and add up
     calibrations: list[ItemCalibration | None]  # of each item asked for, where they were asked for
     segments: dict[str, SegmentLevels]  # by time zone, the same
+    scores: list[ItemScores | None]  # of each item asked for, where they were asked for
+    challenges: list[ItemChallenge | None]  # the same
+
+
+class Remembered(NamedTuple):
+    """Which states are read along with items."""
+
+    calibration: bool = False
+    scores: bool = False
+    challenges: bool = False
+
+
+NOTHING_REMEMBERED = Remembered()
 
 
 class BackfillTable(NamedTuple):
@@ -90,12 +104,24 @@ class BackfillTable(NamedTuple):
 
 
 class Done(NamedTuple):
-    """A forecast acknowledged by the broker. No summary: the item was withdrawn. No calibration: it stays as it is."""
+    """A forecast acknowledged by the broker. No summary: the item was withdrawn. No calibration or scores: they stay as
+    they are."""
 
     item_id: str
     mark: int | None
     summary: ForecastSummary | None
     calibration: ItemCalibration | None = None
+    scores: ItemScores | None = None
+
+
+class Additions(NamedTuple):
+    """What forecasts add to the sums of their partition and frequency: learnt by time zone, scored by row."""
+
+    learnt: Mapping[str, SegmentLevels] = MappingProxyType({})
+    scored: Mapping[RowName, SumsByStep] = MappingProxyType({})
+
+
+NO_ADDITIONS = Additions()
 
 
 class Found(NamedTuple):

@@ -101,9 +101,11 @@ PAIRS = {
     "lane": {"aside", "held_records", "lane_state", "reject_watch"},
     "lane_state": {"aside"},
     "lane_keeper": {"lane", "lane_state", "held_records"},
-    "forecast_messages": {"calibration"},
-    "rules": {"forecast_messages", "lane_state", "transport"},
-    "scheduler": {"calibration", "forecast_messages"},
+    "forecast_messages": {"calibration", "scored_forecasts", "scoring", "sold"},
+    "accuracy_messages": {"scoring"},
+    "scored_forecasts": {"accuracy_messages", "scoring", "sold"},
+    "rules": {"forecast_messages", "lane_state", "scoring", "transport"},
+    "scheduler": {"aside", "calibration", "forecast_messages", "sold"},
     "transport": {"record_fetcher"},
     "dead_letters": {"topic_reading"},
     "mending": {"dead_letters", "topic_reading"},
@@ -266,7 +268,7 @@ def test_the_command_loads_no_library_before_it_knows_which_it_needs() -> None:
 def test_features_are_computed_without_redis() -> None:
     modules = {path.stem for path in (ROOT / "feature_store").glob("*.py")} - {
         *("__init__", "fitness", "redis_calls", "redis_cluster", "store"),
-        *("partition_copy", "partition_restore", "snapshots"),
+        *("accuracy_store", "partition_copy", "partition_restore", "snapshots"),
     }
     loaded = loaded_by("import " + ", ".join(f"feature_store.{module}" for module in sorted(modules)))
     assert loaded.isdisjoint({"redis", "faust", "aiokafka", "torch"})

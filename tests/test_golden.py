@@ -17,7 +17,7 @@ from feature_store.events import (
     ProductEvent,
     StockEvent,
 )
-from worker.schemas import PUBLISHED, Alert, ClockTick, Forecast, ForecastStep, Replenishment
+from worker.schemas import PUBLISHED, Accuracy, AccuracyStep, Alert, ClockTick, Forecast, ForecastStep, Replenishment
 
 GOLDEN = Path(__file__).parent / "golden"
 LIMITS = DecodeLimits(currency="GBP")
@@ -211,10 +211,49 @@ BARE_ALERT = Alert(
     reason="",
 )
 
+ACCURACY = Accuracy(
+    segment_kind="item",
+    segment="mug@york",
+    product_id="mug",
+    location_id="york",
+    freq="1d",
+    window_start="2024-03-01",
+    window_days=28,
+    revision=3,
+    partition=2,
+    event_time=1710504000456,
+    model_name="demand_forecaster",
+    model_version="3",
+    steps=[
+        AccuracyStep(
+            step=1,
+            sums={"count": 2, "actual": 3000, "absolute_error": 1000, "error": -500, "squared_error": 125},
+            wape=0.333333,
+            rmse=0.25,
+            bias=-0.166667,
+            wql=0.21,
+            coverage={"50": 0.5, "80": 1.0, "95": 1.0},
+        )
+    ],
+)
+BARE_ACCURACY = Accuracy(
+    segment_kind="all",
+    freq="1d",
+    window_start="2024-03-01",
+    window_days=1,
+    revision=1,
+    partition=0,
+    event_time=1710504000456,
+    model_version="baseline",
+    steps=[AccuracyStep(step=1, sums={})],
+)
+
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
+        ("accuracy_v1_full", ACCURACY),
+        ("accuracy_v1_minimal", BARE_ACCURACY),
         ("forecast_v1_full", FORECAST),
         ("forecast_v1_minimal", BARE_FORECAST),
         ("replenishment_v1_full", REPLENISHMENT),
@@ -225,11 +264,15 @@ BARE_ALERT = Alert(
         ("clock_v1_minimal", ClockTick(1710504000008, {})),
     ],
 )
-def test_published_messages_decode_as_ever(name: str, expected: Forecast | Replenishment | Alert | ClockTick) -> None:
+def test_published_messages_decode_as_ever(
+    name: str, expected: Accuracy | Alert | Forecast | Replenishment | ClockTick
+) -> None:
     assert msgspec.json.decode((GOLDEN / f"{name}.json").read_bytes(), type=type(expected)) == expected
 
 
-@pytest.mark.parametrize("name", ["forecast_v1_full", "replenishment_v1_full", "alert_v1_full", "clock_v1_full"])
+@pytest.mark.parametrize(
+    "name", ["accuracy_v1_full", "alert_v1_full", "forecast_v1_full", "replenishment_v1_full", "clock_v1_full"]
+)
 def test_what_is_published_still_has_every_field(name: str) -> None:
     golden = msgspec.json.decode((GOLDEN / f"{name}.json").read_bytes())
     decoded = msgspec.json.decode((GOLDEN / f"{name}.json").read_bytes(), type=PUBLISHED[name.partition("_")[0]])

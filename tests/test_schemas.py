@@ -69,6 +69,8 @@ def test_the_minimal_message_has_nothing_that_could_be_left_out(name: str) -> No
         ("alert", {"sequence": 0}),
         ("alert", {"tail_probability": 1.5}),
         ("alert", {"severity": "high"}),
+        ("accuracy", {"window_days": 0}),
+        ("accuracy", {"steps": [{"step": 0, "sums": {}}]}),
         ("replenishment", {"quantity": 0}),
         ("replenishment", {"service_level": 1}),
         ("clock", {"next_offsets": {"shop.orders.v1": "7"}}),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple, Protocol
 
@@ -12,26 +12,31 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_store.calendar_time import ShopCalendar, bucket_start_ms, week_of_day
+from feature_store.calendar_time import ShopCalendar, bucket_start_ms
 from feature_store.calibration_state import ItemCalibration, SegmentLevels
 from feature_store.events import CalendarEntry
 from feature_store.features import FEATURE_INDEX, UNITS_PER_ONE, BucketRows
 from feature_store.items import Item, ProductState
 from feature_store.layout import ForecastSummary
-from feature_store.store_types import Done
+from feature_store.score_state import ItemScores
+from feature_store.store_types import Additions, Done
 from forecaster.contract import QUANTILE_LEVELS
 from forecaster.inputs import ModelInputs, ModelOutputs, running_buckets
 from worker.calibration import Raw, Subjects, calibrate, owed_outcomes
 from worker.schemas import Forecast, ForecastStep
+from worker.scored_forecasts import item_accuracy, not_scored, scored_forecasts
+from worker.scoring import BASELINE_VERSION, ScoringRules
+from worker.sold import rows_of, sold_in
 
 _Q10, _Q50, _Q90 = (QUANTILE_LEVELS.index(level) for level in (0.1, 0.5, 0.9))
 _UNITS = FEATURE_INDEX["units"]
-_BUCKET_BITS = 32
 
 
 class LaneRead(Protocol):
     """What forecasts of some items of a lane start from."""
 
+    @property
+    def partition(self) -> int: ...
     @property
     def cutoff_ms(self) -> int: ...
     @property
@@ -50,6 +55,8 @@ class LaneRead(Protocol):
     def calibrations(self) -> list[ItemCalibration | None]: ...
     @property
     def segments(self) -> dict[str, SegmentLevels]: ...
+    @property
+    def scores(self) -> list[ItemScores | None]: ...
 
 
 class Reply(Protocol):
@@ -80,6 +87,9 @@ class ForecastRules:
     model_is_away: Callable[[], bool]
     issued_at_ms: Callable[[int], int]  # from the cutoff: the wall clock live, the cutoff itself in replay
     calibrated_freqs: Collection[str] = ()  # of these, quantiles are adjusted to what has sold
+    scoring: Mapping[str, ScoringRules] = field(default_factory=dict)  # by frequency; absent = it is not scored
+    topic_accuracy: str = ""
+    item_accuracy_freqs: Collection[str] = ()  # of these, each item's own accuracy is published
 
 
 class Model(NamedTuple):
@@ -93,17 +103,13 @@ BASELINE = Model("empirical", "1")
 
 
 class Messages(NamedTuple):
-    """Forecasts of one lane's items, ready to be sent; `done` and `learnt` are what is to be stored of them
-    afterwards, `learnt` by time zone."""
+    """Forecasts of one lane's items, ready to be sent, with the accuracy of their items' earlier ones (key, value);
+    `done` and `additions` are what is to be stored of them afterwards."""
 
     messages: list[tuple[str, bytes | None]]
+    accuracy: list[tuple[str, bytes]]
     done: list[Done]
-    learnt: dict[str, SegmentLevels]
-
-
-def rows_of(freq: str, read: LaneRead) -> BucketRows:
-    """What was read, in buckets of the forecast's frequency: weeks are stored as days."""
-    return read.rows._replace(bucket=week_of_day(read.rows.bucket)) if freq == "1w" else read.rows
+    additions: Additions
 
 
 class Remembered(NamedTuple):
@@ -136,12 +142,20 @@ def forecast_messages(rules: ForecastRules, freq: str, read: LaneRead, outputs: 
         calibrated = calibrated_outputs(freq, read, outputs, remembered, rules.calendar)
     else:
         calibrated = CalibratedOutputs(outputs, None, [None] * len(read.subjects), {})
-    rounded = _rounded(calibrated.outputs, calibrated.quantiles_raw, units)
-    made = Messages([], [], calibrated.learnt)
+    rounded = rounded_outputs(calibrated.outputs, calibrated.quantiles_raw, units)
+    if freq in rules.scoring:
+        version = BASELINE_VERSION if model == BASELINE else model.version
+        scored = scored_forecasts(rules.scoring[freq], read, rounded, version, rules.calendar)
+    else:
+        scored = not_scored(len(read.subjects))
+    told = _as_lists(rounded)
+    made = Messages([], [], [], Additions(calibrated.learnt, scored.rows))
     for i, (item, _) in enumerate(read.subjects):
-        forecast, summary = writer.write(i, rounded, float(units[i]))
+        forecast, summary = writer.write(i, told, float(units[i]))
         made.messages.append((item.item_id, msgspec.json.encode(forecast)))
-        made.done.append(Done(item.item_id, read.marks[i], summary, calibrated.states[i]))
+        made.done.append(Done(item.item_id, read.marks[i], summary, calibrated.states[i], scored.states[i]))
+    if freq in rules.item_accuracy_freqs:
+        made.accuracy.extend(item_accuracy(freq, read, scored, rules.model_name))
     return made
 
 
@@ -151,8 +165,8 @@ def calibrated_outputs(
     """Learn from what has sold since the items' earlier forecasts, and adjust these."""
     zones = [calendar.zone(item.location_id) for item, _ in read.subjects]
     running = running_buckets(freq, read.cutoff_ms, zones)
-    rows = rows_of(freq, read)
-    observed = _sold(rows, np.arange(len(zones)), running)
+    rows = rows_of(freq, read.rows)
+    observed = sold_in(rows, np.arange(len(zones)), running)
     raw = Raw(*(array.astype(np.float64) for array in outputs))
     units = observed / UNITS_PER_ONE[_UNITS]
     # What was observed counts as a unit's fraction there, as a 32-bit number here: the rest may fall a little below 0.
@@ -162,34 +176,24 @@ def calibrated_outputs(
     states = [state if before else None for state, before in zip(remembered.calibrations, read.revisions, strict=True)]
     subjects = Subjects(running, zones, observed, states, remembered.segments)
     owed = np.array(owed_outcomes(subjects), dtype=np.int64).reshape(-1, 2)
-    made = calibrate(raw, subjects, _sold(rows, owed[:, 0], owed[:, 1]))
+    made = calibrate(raw, subjects, sold_in(rows, owed[:, 0], owed[:, 1]))
     made.quantiles[:, 0] += units[:, None]
     made.mean[:, 0] += units
     adjusted = ModelOutputs(*(array.astype(np.float32) for array in made[:3]))
     return CalibratedOutputs(adjusted, outputs.quantiles, made.states, made.learnt)
 
 
-def _sold(rows: BucketRows, item: NDArray[np.int64], bucket: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Units sold of items in buckets, in thousandths: int64 (pair,). Exact, for it is summed in whole thousandths."""
-    sold = np.zeros(len(item), dtype=np.int64)
-    if len(item) and len(rows.item):
-        pairs, place = np.unique(_pair(item, bucket), return_inverse=True)
-        keys = _pair(rows.item, rows.bucket)
-        at = np.minimum(np.searchsorted(pairs, keys), len(pairs) - 1)
-        found = pairs[at] == keys
-        sums = np.zeros(len(pairs), dtype=np.int64)
-        np.add.at(sums, at[found], rows.values[found, _UNITS])
-        sold = sums[place]
-    return sold
+class Rounded(NamedTuple):
+    """Model outputs with three decimals: thousandths are what quantities are counted in. float64, as ModelOutputs."""
+
+    quantiles: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    cumulative_quantiles: NDArray[np.float64]
+    quantiles_raw: NDArray[np.float64] | None
 
 
-def _pair(item: NDArray[np.int64], bucket: NDArray[np.int64]) -> NDArray[np.int64]:
-    """One number for an item and a bucket."""
-    return (item << _BUCKET_BITS) + bucket
-
-
-class _Rounded(NamedTuple):
-    """Model outputs as lists of decimals with three places: thousandths are what quantities are counted in."""
+class _Lists(NamedTuple):
+    """The same as lists."""
 
     quantiles: list[list[list[float]]]
     mean: list[list[float]]
@@ -197,26 +201,32 @@ class _Rounded(NamedTuple):
     quantiles_raw: list[list[list[float]]] | None
 
 
-def _rounded(
+def rounded_outputs(
     outputs: ModelOutputs, quantiles_raw: NDArray[np.float32] | None, observed: NDArray[np.float64]
-) -> _Rounded:
+) -> Rounded:
     """The model's 32-bit numbers as decimals; those of the running bucket at least what was observed in it, which they
     may be a little short of by their own precision."""
     quantiles, mean, cumulative = (np.round(array.astype(np.float64), 3) for array in outputs)
     quantiles[:, 0] = np.maximum(quantiles[:, 0], observed[:, None])
     mean[:, 0] = np.maximum(mean[:, 0], observed)
-    raw = None
+    rounded_raw = None
     if quantiles_raw is not None:
         rounded_raw = np.round(quantiles_raw.astype(np.float64), 3)
         rounded_raw[:, 0] = np.maximum(rounded_raw[:, 0], observed[:, None])
+    return Rounded(quantiles, mean, cumulative, rounded_raw)
+
+
+def _as_lists(rounded: Rounded) -> _Lists:
+    raw = None
+    if rounded.quantiles_raw is not None:
         # Most items sell whole units: as integers these are made and written in a fraction of the time. By item, so
         # that a message does not depend on its batch.
-        whole = (rounded_raw == np.rint(rounded_raw)).all(axis=(1, 2)).tolist()
+        whole = (rounded.quantiles_raw == np.rint(rounded.quantiles_raw)).all(axis=(1, 2)).tolist()
         raw = [
             (row.astype(np.int64) if is_whole else row).tolist()
-            for row, is_whole in zip(rounded_raw, whole, strict=True)
+            for row, is_whole in zip(rounded.quantiles_raw, whole, strict=True)
         ]
-    return _Rounded(quantiles.tolist(), mean.tolist(), cumulative.tolist(), raw)
+    return _Lists(rounded.quantiles.tolist(), rounded.mean.tolist(), rounded.cumulative_quantiles.tolist(), raw)
 
 
 class _ForecastWriter:
@@ -234,7 +244,7 @@ class _ForecastWriter:
 
     def observed(self) -> NDArray[np.int64]:
         """Units sold so far in each item's running bucket, in thousandths: int64 (item,)."""
-        return _sold(rows_of(self._freq, self._read), np.arange(len(self._buckets)), self._buckets)
+        return sold_in(rows_of(self._freq, self._read.rows), np.arange(len(self._buckets)), self._buckets)
 
     def _bucket_edges(self, i: int) -> list[int]:
         key = (int(self._buckets[i]), self._zones[i])
@@ -243,7 +253,7 @@ class _ForecastWriter:
             self._edges[key] = bucket_start_ms(self._freq, steps, key[1]).tolist()
         return self._edges[key]
 
-    def write(self, i: int, outputs: _Rounded, observed: float) -> tuple[Forecast, ForecastSummary]:
+    def write(self, i: int, outputs: _Lists, observed: float) -> tuple[Forecast, ForecastSummary]:
         """Message and summary of the i-th item."""
         read, rules, model = self._read, self._rules, self._model
         item = read.subjects[i][0]

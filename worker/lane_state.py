@@ -19,7 +19,8 @@ from feature_store.events import item_id_of
 from feature_store.features import BucketRows, pool_product_rows
 from feature_store.items import NO_PRODUCT_STATE, Item, ProductState
 from feature_store.plan import Retention
-from feature_store.store import NOTHING_LEARNT, Claim, Done, FeatureStore, Heads
+from feature_store.score_state import ItemChallenge, ItemScores
+from feature_store.store import NO_ADDITIONS, Additions, Claim, Done, FeatureStore, Heads, Remembered
 from worker.aside import Message
 
 _DAY_MS = 86_400_000
@@ -46,7 +47,8 @@ class LaneRules:
     reject_window: int
     send: Send
     touched_freqs: Collection[str] = FREQS  # forecast as soon as an item is touched; others when their bucket closes
-    calibrated_freqs: Collection[str] = ()  # of these, what calibration remembers is read too
+    # By frequency which states are read too of what calibration and scoring remember; absent = none.
+    remembered: Mapping[str, Remembered] = field(default_factory=dict)
     refreshed_freqs: Collection[str] = FREQS  # live items are forecast anew when their bucket closes
     now_ms: Callable[[], int] = field(default=lambda: time.time_ns() // 1_000_000)
     # A replay's ticks also name messages of the whole shop's calendar: its topic, and how to wait until they are known.
@@ -57,6 +59,7 @@ class LaneRules:
 class LaneRead(NamedTuple):
     """What forecasts of some items start from."""
 
+    partition: int
     cutoff_ms: int
     positions: dict[str, int]
     feature_age_ms: dict[str, int]
@@ -66,6 +69,8 @@ class LaneRead(NamedTuple):
     rows: BucketRows
     calibrations: list[ItemCalibration | None]  # of each subject; nothing of a frequency that is not calibrated
     segments: dict[str, SegmentLevels]  # by time zone
+    scores: list[ItemScores | None]  # of each subject; nothing of a frequency that is not scored
+    challenges: list[ItemChallenge | None]  # of each subject; nothing where there is no challenger
 
 
 class LaneState:
@@ -171,11 +176,10 @@ class LaneState:
         product_series = [(i, item_id_of(item.product_id, "")) for i, item in enumerate(items) if item.location_id]
         series = [*item_ids, *(name for _, name in product_series)]
         last, running = -1, self._running(stored, self.clock_ms())
+        remembered = self._rules.remembered.get(freq, Remembered())
         while last < running:  # once, unless a step that was under way has moved the newest event on
             first, last = running - buckets - 1, running + 1
-            found = await self._store.read(
-                self.claim, freq, item_ids, stored, series, first, last, calibrated=freq in self._rules.calibrated_freqs
-            )
+            found = await self._store.read(self.claim, freq, item_ids, stored, series, first, last, remembered)
             # The newest event that the script saw may have been applied a moment after the lane's own clock was set.
             cutoff_ms = self._clock_ms if self._rules.clock_topic else max(self.clock_ms(), *found.newest.values())
             running = self._running(stored, cutoff_ms)
@@ -183,6 +187,7 @@ class LaneState:
         is_own = found.rows.item < len(items)
         rows = BucketRows(reader[found.rows.item], found.rows.bucket, found.rows.values)
         return LaneRead(
+            partition=self.partition,
             cutoff_ms=cutoff_ms,
             # Sorted: in which order Redis has them depends on how a lane has come to them.
             positions={topic: p for topic, p in sorted(found.positions.items()) if topic in self._rules.sources},
@@ -193,23 +198,27 @@ class LaneState:
             rows=pool_product_rows(_where(rows, is_own), _where(rows, ~is_own), [bool(i.location_id) for i in items]),
             calibrations=found.calibrations,
             segments=found.segments,
+            scores=found.scores,
+            challenges=found.challenges,
         )
 
     def _running(self, freq: str, time_ms: int) -> int:
         """The running bucket in the shop's zone; another zone's is at most a day away."""
         return int(bucket_of(freq, np.array([time_ms]), self._rules.retention.calendar.time_zone)[0])
 
+    async def send(self, topic: str, messages: Sequence[Message]) -> None:
+        """Send to the lane's own partition; returns when Kafka has acknowledged all."""
+        if messages:
+            await self._rules.send(topic, self.partition, messages)
+
     async def send_forecasts(self, topic: str, freq: str, messages: Sequence[tuple[str, bytes | None]]) -> None:
         """Send forecasts (item_id, message or None for a tombstone); returns when Kafka has acknowledged all."""
-        keyed = [Message(f"{item_id}|{freq}".encode(), value) for item_id, value in messages]
-        if keyed:
-            await self._rules.send(topic, self.partition, keyed)
+        await self.send(topic, [Message(f"{item_id}|{freq}".encode(), value) for item_id, value in messages])
 
-    async def forecasts_done(
-        self, freq: str, done: Sequence[Done], learnt: Mapping[str, SegmentLevels] = NOTHING_LEARNT
-    ) -> None:
-        """Store acknowledged forecasts, with what calibration has learnt, and clear what is no longer owed."""
-        await self._store.forecasts_done(self.claim, freq, done, learnt)
+    async def forecasts_done(self, freq: str, done: Sequence[Done], additions: Additions = NO_ADDITIONS) -> None:
+        """Store acknowledged forecasts, with what calibration has learnt and what was scored, and clear what is no
+        longer owed."""
+        await self._store.forecasts_done(self.claim, freq, done, additions)
         heads = [Heads(s.revision, s.running_bucket) if (s := one.summary) is not None else None for one in done]
         self.note_done(freq, [(one.item_id, one.mark, head) for one, head in zip(done, heads, strict=True)])
 

@@ -7,9 +7,11 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from feature_store.events import CalendarEntry
 from feature_store.plan import Retention
+from feature_store.store import Remembered
 from forecaster.inputs import ModelInputs
 from worker.forecast_messages import ForecastRules, Reply
 from worker.lane_state import LaneRules, Send
+from worker.scoring import ScoringRules
 from worker.settings import Settings, stored_buckets, stored_freq
 from worker.transport import murmur2_partition
 
@@ -22,7 +24,10 @@ def lane_rules(settings: Settings, *, clock_topic: str, send: Send) -> LaneRules
         clock_topic=clock_topic,
         retention=Retention(settings.shop_calendar(), settings.retention),
         forecast_freqs=settings.forecast_freqs,
-        calibrated_freqs=settings.calibrated_freqs,
+        remembered={
+            freq: Remembered(calibration=freq in settings.calibrated_freqs, scores=bool(settings.scored_steps(freq)))
+            for freq in settings.forecast_freqs
+        },
         limits=settings.decode_limits(lambda product_id: murmur2_partition(product_id, count)),
         dedup_window_ms=settings.dedup_window_ms,
         out_of_orderness_ms=settings.out_of_orderness_ms,
@@ -34,6 +39,15 @@ def lane_rules(settings: Settings, *, clock_topic: str, send: Send) -> LaneRules
         touched_freqs=settings.touched_freqs,
         refreshed_freqs=settings.refreshed_freqs,
     )
+
+
+def scoring_rules(settings: Settings) -> dict[str, ScoringRules]:
+    """How forecasts are scored, by frequency; absent = they are not."""
+    return {
+        freq: ScoringRules(freq, steps, settings.score_correction(freq))
+        for freq in settings.forecast_freqs
+        if (steps := settings.scored_steps(freq))
+    }
 
 
 def forecast_rules(
@@ -49,6 +63,9 @@ def forecast_rules(
         topic=settings.topic_forecasts,
         freqs=settings.forecast_freqs,
         calibrated_freqs=settings.calibrated_freqs,
+        scoring=scoring_rules(settings),
+        topic_accuracy=settings.topic_accuracy,
+        item_accuracy_freqs=settings.item_accuracy_freqs,
         stored_freq={freq: stored_freq(freq) for freq in settings.forecast_freqs},
         stored_buckets={freq: stored_buckets(freq) for freq in settings.forecast_freqs},
         prediction_length={freq: settings.prediction_length(freq) for freq in settings.forecast_freqs},

@@ -8,21 +8,22 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import islice, zip_longest
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from feature_store.calibration_state import SegmentLevels
-from feature_store.store import NOTHING_LEARNT, BehindError, Done, FencedError, Heads
+from feature_store.store import NO_ADDITIONS, Additions, BehindError, Done, FencedError, Heads
 from forecaster.baselines import empirical_forecast
 from forecaster.contract import ROWS_PER_PASS
 from forecaster.inputs import ModelInputs, ModelOutputs, Subject, build_inputs
 from worker import metrics
+from worker.aside import Message
 from worker.calibration import outcomes_of
 from worker.errors import ForecastUnavailableError
-from worker.forecast_messages import BASELINE, ForecastRules, LaneRead, Messages, Model, forecast_messages, rows_of
+from worker.forecast_messages import BASELINE, ForecastRules, LaneRead, Messages, Model, forecast_messages
+from worker.sold import rows_of
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +45,8 @@ class Lane(Protocol):
     def is_delisted(self, item_id: str) -> bool: ...
     async def read(self, freq: str, stored: str, buckets: int, item_ids: Sequence[str]) -> LaneRead: ...
     async def send_forecasts(self, topic: str, freq: str, messages: Sequence[tuple[str, bytes | None]]) -> None: ...
-    async def forecasts_done(
-        self,
-        freq: str,
-        done: Sequence[Done],
-        learnt: Mapping[str, SegmentLevels] = NOTHING_LEARNT,
-    ) -> None: ...
+    async def send(self, topic: str, messages: Sequence[Message]) -> None: ...
+    async def forecasts_done(self, freq: str, done: Sequence[Done], additions: Additions = NO_ADDITIONS) -> None: ...
     def note_done(self, freq: str, done: Sequence[tuple[str, int | None, Heads | None]]) -> None: ...
 
 
@@ -211,7 +208,9 @@ class Scheduler:
         subjects = [Subject(item, product) for item, product in read.subjects]
         length = self._rules.prediction_length[freq]
         entries = self._rules.global_entries(read.cutoff_ms)
-        return build_inputs(freq, read.cutoff_ms, subjects, rows_of(freq, read), self._rules.calendar, entries, length)
+        return build_inputs(
+            freq, read.cutoff_ms, subjects, rows_of(freq, read.rows), self._rules.calendar, entries, length
+        )
 
     async def _infer(self, freq: str, inputs: ModelInputs) -> tuple[ModelOutputs, Model]:
         try:
@@ -227,14 +226,18 @@ class Scheduler:
             # Its next owner makes them, and may have sent later ones already: these would come after those.
             return
         try:
-            await lane.send_forecasts(self._rules.topic, freq, made.messages)
-            await lane.forecasts_done(freq, made.done, made.learnt)
+            accuracy = [Message(key.encode(), value) for key, value in made.accuracy]
+            await asyncio.gather(
+                lane.send_forecasts(self._rules.topic, freq, made.messages),
+                lane.send(self._rules.topic_accuracy, accuracy),
+            )
+            await lane.forecasts_done(freq, made.done, made.additions)
         except (FencedError, BehindError) as error:
             logger.warning("sent forecasts are not stored, the lane's next owner makes them anew: %s", error)
             lane.closed = True
             return
         metrics.FORECASTS.labels(freq, str(degraded).lower()).inc(len(made.messages))
-        for learnt in made.learnt.values():
+        for learnt in made.additions.learnt.values():
             for place, count in outcomes_of(learnt)._asdict().items():
                 metrics.CALIBRATION_OUTCOMES.labels(freq, place).inc(count)
         for item_id, _ in made.messages:

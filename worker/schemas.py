@@ -106,6 +106,47 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     reason: Annotated[str, Meta(description="for a person")] = ""
 
 
+class AccuracyStep(msgspec.Struct, frozen=True):
+    """Forecasts of one step ahead."""
+
+    step: Annotated[int, Meta(ge=1, description="1 = the bucket that was running when it was forecast")]
+    sums: Annotated[
+        dict[str, int],
+        Meta(
+            description="whole numbers that add up over partitions and windows: count; actual, absolute_error (of the "
+            "median) and error (mean - actual) in thousandths of a unit; squared_error (of the mean) in thousandths of "
+            "a unit squared; quantile_loss, over all levels, in millionths of a unit; inside_50, inside_80, inside_95"
+        ),
+    ]
+    wape: Annotated[float | None, Meta(description="absolute_error / actual; null where nothing was sold")] = None
+    rmse: Annotated[float | None, Meta(description="units")] = None
+    bias: Annotated[float | None, Meta(description="error / actual; above 0 = too much was forecast")] = None
+    wql: Annotated[float | None, Meta(description="mean over levels of quantile_loss / actual")] = None
+    coverage: Annotated[
+        dict[str, float], Meta(description="by the share in per cent that a central interval promises, that inside it")
+    ] = {}
+
+
+class Accuracy(msgspec.Struct, frozen=True, kw_only=True):
+    """How good forecasts of a partition were, now that their buckets have closed. Key: freq, model_version,
+    window_start, window_days, segment_kind and segment. Consumers keep the greatest revision of each key and partition;
+    the same may be sent twice after a crash."""
+
+    segment_kind: Annotated[str, Meta(description="all, category or item")]
+    segment: Annotated[str, Meta(description="the category or item_id")] = ""
+    product_id: str = ""
+    location_id: str = ""
+    freq: str
+    window_start: Annotated[str, Meta(description="first day of the buckets that were forecast, ISO 8601")]
+    window_days: Annotated[int, Meta(ge=1, description="how many days")]
+    revision: Annotated[int, Meta(ge=1, description="counts up; late events correct what was published")]
+    partition: Annotated[int, Meta(ge=0, description="whose items: the sums of all partitions add up")]
+    event_time: Annotated[int, Meta(description="event time at which it was found, milliseconds UTC")]
+    model_name: str = ""
+    model_version: Annotated[str, Meta(description="baseline = forecasts that were degraded")]
+    steps: list[AccuracyStep]
+
+
 class ClockTick(msgspec.Struct, frozen=True):
     """A replay's clock, one message a partition: all records below next_offsets happened before event_time."""
 
@@ -117,6 +158,7 @@ PUBLISHED: dict[str, type[msgspec.Struct]] = {
     "forecast": Forecast,
     "replenishment": Replenishment,
     "alert": Alert,
+    "accuracy": Accuracy,
     "clock": ClockTick,
 }
 

@@ -91,13 +91,13 @@ class Subjects(NamedTuple):
 class Scored(NamedTuple):
     """What is to be remembered, and what was added.
 
-    states: of each item; None = nothing has changed. rows: by whose they are and by step, int64 (SCORE_SUMS,), to be
-    added. items: places of those whose own sums have changed.
+    states: of each item; None = nothing has changed. rows: by whose they are and by step, SCORE_SUMS to be added.
+    windows: by place of the item (model version, first day) of its own sums that have changed.
     """
 
     states: list[ItemScores | None]
-    rows: dict[RowName, dict[int, Integers]]
-    items: list[int]
+    rows: dict[RowName, dict[int, list[int]]]
+    windows: dict[int, list[tuple[str, int]]]
 
 
 class ItemSums(NamedTuple):
@@ -174,7 +174,8 @@ class Scoring:
         states: list[ItemScores | None] = [None] * len(self._running)
         for i in sorted({*fresh, *by_item}):  # 3
             states[i] = self._state(i, new.get(i, []), outcomes, by_item.get(i, {}))
-        return Scored(states, rows, sorted(by_item))
+        windows = {i: sorted({(version, day) for version, _, day in by_item[i]}) for i in sorted(by_item)}
+        return Scored(states, rows, windows)
 
     def _tasks(self, i: int, outcomes: Mapping[tuple[int, int], int]) -> list[_Task]:
         state = self._subjects.states[i]
@@ -195,18 +196,18 @@ class Scoring:
         version, category = state.labels[task.forecast[1]]
         return version, category
 
-    def _by_segment(self, tasks: Sequence[_Task], added: Integers) -> dict[RowName, dict[int, Integers]]:
+    def _by_segment(self, tasks: Sequence[_Task], added: Integers) -> dict[RowName, dict[int, list[int]]]:
         groups: dict[tuple[int, str, str, int], list[int]] = {}
         for n, task in enumerate(tasks):
             day = day_of(self._rules.freq, task.bucket)
             groups.setdefault((day, *self._label(task), task.forecast[0]), []).append(n)
-        rows: dict[RowName, dict[int, Integers]] = {}
+        rows: dict[RowName, dict[int, Integers]] = {}  # of several categories one row of all
         for (day, version, category, step), places in groups.items():
             total = added[places].sum(axis=0)
             for segment in (ALL, CATEGORY + category) if category else (ALL,):
                 steps = rows.setdefault(RowName(day, version, segment), {})
                 steps[step] = steps[step] + total if step in steps else total
-        return rows
+        return {name: {step: total.tolist() for step, total in steps.items()} for name, steps in rows.items()}
 
     def _by_item(self, tasks: Sequence[_Task], added: Integers) -> dict[int, dict[tuple[str, int, int], list[int]]]:
         """By item, and by (model version, step, first day of the window)."""

@@ -20,6 +20,16 @@ ENVIRONMENT_PREFIX = "SHELFCAST_"
 INPUT_SOURCES = ("orders", "clicks", "reviews", "products", "calendar", "stock")
 
 
+_FREQ_LISTS = (
+    "forecast_freqs",
+    "touched_freqs",
+    "refreshed_freqs",
+    "calibrated_freqs",
+    "scored_freqs",
+    "item_accuracy_freqs",
+)
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """All settings of a worker. `kafka_bootstrap_servers` is read from SHELFCAST_KAFKA_BOOTSTRAP_SERVERS, and so on."""
 
@@ -139,6 +149,31 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         tuple[str, ...],
         Meta(description="of these, quantiles are adjusted to what has sold; see docs/calibration.md"),
     ] = ("1d",)
+    scored_freqs: Annotated[
+        tuple[str, ...],
+        Meta(description="of these, forecasts are scored once their buckets have closed; see docs/accuracy.md"),
+    ] = ("1h", "1d", "1w")
+    scored_steps_1h: Annotated[
+        tuple[Annotated[int, Meta(ge=1)], ...],
+        Meta(description="hourly steps that are scored, 1 = the running hour; beyond prediction_length none are"),
+    ] = (1, 24)
+    scored_steps_1d: Annotated[
+        tuple[Annotated[int, Meta(ge=1)], ...], Meta(description="daily steps that are scored")
+    ] = (1, 7, 28)
+    scored_steps_1w: Annotated[
+        tuple[Annotated[int, Meta(ge=1)], ...], Meta(description="weekly steps that are scored")
+    ] = (1, 4)
+    score_correction_1h: Annotated[
+        int, Meta(ge=0, le=90, description="hours for which late events correct the scores of a closed hour")
+    ] = 24
+    score_correction_1d: Annotated[int, Meta(ge=0, le=90, description="days for which they correct a closed day's")] = 7
+    score_correction_1w: Annotated[int, Meta(ge=0, le=90, description="weeks for which they correct a week's")] = 1
+    item_accuracy_freqs: Annotated[
+        tuple[str, ...], Meta(description="of these, each item's own accuracy is published too")
+    ] = ("1d",)
+    accuracy_interval_s: Annotated[
+        int, Meta(ge=1, description="seconds of event time between messages of the same window of accuracy")
+    ] = 600
     prediction_length_1h: Annotated[int, Meta(ge=1, description="hourly steps")] = 48
     prediction_length_1d: Annotated[int, Meta(ge=1, description="daily steps")] = 28
     prediction_length_1w: Annotated[int, Meta(ge=1, description="weekly steps")] = 13
@@ -159,7 +194,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     web_port: Annotated[int, Meta(ge=0, le=65535, description="port of /live, /ready and /metrics")] = 6066
 
     def __post_init__(self) -> None:
-        for field in ("forecast_freqs", "touched_freqs", "refreshed_freqs", "calibrated_freqs"):
+        for field in _FREQ_LISTS:
             for freq in getattr(self, field):
                 if freq not in WINDOWS:
                     raise ValueError(f"{field}: {freq!r} is not one of {', '.join(WINDOWS)}")
@@ -186,6 +221,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """Steps of a forecast, the running bucket included."""
         return int(getattr(self, f"prediction_length_{freq}"))
 
+    def scored_steps(self, freq: str) -> tuple[int, ...]:
+        """Steps that are scored, ascending; none of a frequency that is not."""
+        steps = sorted(set(getattr(self, f"scored_steps_{freq}"))) if freq in self.scored_freqs else []
+        return tuple(step for step in steps if step <= self.prediction_length(freq))
+
+    def score_correction(self, freq: str) -> int:
+        """Buckets for which a closed one's scores are corrected."""
+        return int(getattr(self, f"score_correction_{freq}"))
+
     @property
     def retention(self) -> dict[str, int]:
         """Buckets kept by stored frequency."""
@@ -205,6 +249,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def topic_alerts(self) -> str:
         """Output topic of alerts."""
         return f"{self.namespace}.alerts.v1"
+
+    @property
+    def topic_accuracy(self) -> str:
+        """Output topic of accuracy."""
+        return f"{self.namespace}.accuracy.v1"
 
     @property
     def topic_replenishment(self) -> str:
@@ -304,7 +353,7 @@ def settings_table() -> str:
     for info in msgspec.structs.fields(Settings):
         default = info.default if info.default is not msgspec.NODEFAULT else info.default_factory()
         meta = next(part for part in get_args(hints[info.name]) if isinstance(part, Meta))
-        shown = ",".join(default) if isinstance(default, tuple) else default
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
         shown = str(shown).lower() if isinstance(shown, bool) else shown
         value = f"`{shown}`" if shown not in ("", {}) else ""
         lines.append(f"| `{ENVIRONMENT_PREFIX}{info.name.upper()}` | {value} | {meta.description} |")

@@ -41,6 +41,7 @@ def wanted_topics(settings: Settings) -> list[WantedTopic]:
             wanted.append(WantedTopic(f"{topic}.{aside}", count, compacted=False, most_bytes=ASIDE_BYTES))
     wanted.append(WantedTopic(settings.topic_forecasts, count, compacted=True))
     wanted.append(WantedTopic(settings.topic_alerts, count, compacted=False, keep_forever=replaying))
+    wanted.append(WantedTopic(settings.topic_accuracy, count, compacted=False, keep_forever=replaying))
     if replaying:
         wanted.append(WantedTopic(settings.topic_clock, count, compacted=False, keep_forever=True))
     return wanted

@@ -15,7 +15,7 @@ from feature_store.calibration_state import (
 from feature_store.items import Item
 from feature_store.snapshot_files import About, SnapshotWriter
 from feature_store.snapshots import RestoreRules, load_snapshot, save_partition
-from feature_store.store import Claim, Done, FeatureStore, FencedError
+from feature_store.store import Additions, Claim, Done, FeatureStore, FencedError, Remembered
 from tests.feature_store.stores import LossyWire, apply, batch, fresh_namespace, open_store, summary
 from worker.calibration import SEGMENTS, added
 
@@ -42,14 +42,15 @@ async def test_ranks_of_one_bucket_add_up_and_a_later_bucket_takes_their_place(e
         expected: SegmentLevels | None = None
         steps = [("mug", learnt(7, 40_000_000)), ("pot", learnt(7, 2)), ("jug", learnt(8, 3)), ("cup", learnt(7, 5))]
         for name, one in steps:
-            await store.forecasts_done(claim, "1d", [done(name, one.bucket)], {"Europe/Lisbon": one, "UTC": one})
+            additions = Additions({"Europe/Lisbon": one, "UTC": one})
+            await store.forecasts_done(claim, "1d", [done(name, one.bucket)], additions)
             expected = added(expected, one)
-            read = await store.read(claim, "1d", ["pot", name], "1d", [], 0, 0, calibrated=True)
+            read = await store.read(claim, "1d", ["pot", name], "1d", [], 0, 0, remembered=Remembered(calibration=True))
             assert read.segments == {"Europe/Lisbon": expected, "UTC": expected}
             assert read.calibrations[1] == state(one.bucket)
         unasked = await store.read(claim, "1d", ["mug"], "1d", [], 0, 0)
         assert (unasked.calibrations, unasked.segments) == ([], {})
-        other_freq = await store.read(claim, "1h", ["mug"], "1d", [], 0, 0, calibrated=True)
+        other_freq = await store.read(claim, "1h", ["mug"], "1d", [], 0, 0, remembered=Remembered(calibration=True))
         assert (other_freq.calibrations, other_freq.segments) == ([None], {})
 
 
@@ -57,23 +58,23 @@ async def test_what_was_learnt_is_added_once_though_the_reply_got_lost(each_redi
     host, _, port = each_redis_url.removeprefix("redis://").partition("/")[0].partition(":")
     async with LossyWire(host, int(port)) as wire, open_store(wire.url, fresh_namespace()) as store:
         claim = await store.claim(0)
-        await store.forecasts_done(claim, "1d", [done("mug", 7)], {"UTC": learnt(7, 1)})
+        await store.forecasts_done(claim, "1d", [done("mug", 7)], Additions({"UTC": learnt(7, 1)}))
         wire.lose_next_reply()
-        await store.forecasts_done(claim, "1d", [done("pot", 7)], {"UTC": learnt(7, 2)})
+        await store.forecasts_done(claim, "1d", [done("pot", 7)], Additions({"UTC": learnt(7, 2)}))
         assert wire.lost == 1
-        read = await store.read(claim, "1d", ["mug"], "1d", [], 0, 0, calibrated=True)
+        read = await store.read(claim, "1d", ["mug"], "1d", [], 0, 0, remembered=Remembered(calibration=True))
         assert read.segments == {"UTC": learnt(7, 3)}
 
 
 async def test_who_was_fenced_teaches_nothing_and_a_withdrawn_item_is_forgotten(each_redis_url: str) -> None:
     async with open_store(each_redis_url, fresh_namespace()) as store:
         old = await store.claim(0)
-        await store.forecasts_done(old, "1d", [done("mug", 7)], {"UTC": learnt(7, 1)})
+        await store.forecasts_done(old, "1d", [done("mug", 7)], Additions({"UTC": learnt(7, 1)}))
         claim = await store.claim(0)
         with pytest.raises(FencedError):
-            await store.forecasts_done(old, "1d", [done("pot", 7)], {"UTC": learnt(7, 1)})
+            await store.forecasts_done(old, "1d", [done("pot", 7)], Additions({"UTC": learnt(7, 1)}))
         await store.forecasts_done(claim, "1d", [Done("mug", None, None)])
-        read = await store.read(claim, "1d", ["mug", "pot"], "1d", [], 0, 0, calibrated=True)
+        read = await store.read(claim, "1d", ["mug", "pot"], "1d", [], 0, 0, remembered=Remembered(calibration=True))
         assert (read.calibrations, read.segments) == ([None, None], {"UTC": learnt(7, 1)})
 
 
@@ -83,7 +84,7 @@ async def test_a_snapshot_keeps_it(each_redis_url: str, tmp_path: Path) -> None:
         claim = await store.claim(0)
         item = Item("mug", "mug", "", 1, 2)
         await apply(store, claim, batch(claim, {ORDERS: 1}, items={"mug": item}, dirty=["mug"]))
-        await store.forecasts_done(claim, "1d", [done("mug", 7)], {"UTC": learnt(7, 1)})
+        await store.forecasts_done(claim, "1d", [done("mug", 7)], Additions({"UTC": learnt(7, 1)}))
         writer = SnapshotWriter(tmp_path / "snapshot")
         assert await save_partition(store, writer, 0) is not None
         writer.close(About(source, store.partition_count, store.forecast_freqs, {}, chosen=False))
@@ -98,7 +99,7 @@ async def test_a_snapshot_keeps_it(each_redis_url: str, tmp_path: Path) -> None:
 async def _remembered(
     store: FeatureStore, claim: Claim
 ) -> tuple[list[ItemCalibration | None], dict[str, SegmentLevels]]:
-    read = await store.read(claim, "1d", ["mug"], "1d", [], 0, 0, calibrated=True)
+    read = await store.read(claim, "1d", ["mug"], "1d", [], 0, 0, remembered=Remembered(calibration=True))
     return read.calibrations, read.segments
 
 
@@ -107,14 +108,14 @@ async def test_a_copy_made_while_calibration_learns_holds_what_belongs_together(
     async with open_store(each_redis_url, fresh_namespace()) as store:
         claim = await store.claim(0)
         await apply(store, claim, batch(claim, {ORDERS: 1}, dirty=["mug"]))
-        await store.forecasts_done(claim, "1d", [done("mug", 0)], {"UTC": learnt(0, 1)})
+        await store.forecasts_done(claim, "1d", [done("mug", 0)], Additions({"UTC": learnt(0, 1)}))
         stop = asyncio.Event()
 
         async def learn() -> int:
             bucket = 0
             while not stop.is_set():
                 bucket += 1
-                await store.forecasts_done(claim, "1d", [done("mug", bucket)], {"UTC": learnt(bucket, 1)})
+                await store.forecasts_done(claim, "1d", [done("mug", bucket)], Additions({"UTC": learnt(bucket, 1)}))
             return bucket
 
         learning = asyncio.create_task(learn())

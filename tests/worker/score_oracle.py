@@ -61,8 +61,16 @@ def recomputed(forecasts: Iterable[Any], orders: Iterable[Order], rules: Rules) 
     rows: Counter[tuple[Any, ...]] = Counter()
     items: Counter[tuple[Any, ...]] = Counter()
     for (item_id, freq), own in by_item.items():
-        if freq in rules.steps:
-            _one_item(own, orders_of[item_id], rules, rows, items)
+        if freq not in rules.steps:
+            continue
+        item = _Item(orders_of[item_id], rules)
+        for forecast in own:
+            item.take(forecast)
+        category = rules.category_of(item_id)
+        for (day, version, step, n), number in item.added.items():
+            for segment in ("all", f"category:{category}") if category else ("all",):
+                rows[freq, day, version, segment, step, n] += number
+            items[item_id, freq, version, step, day - day % 28, n] += number
     return Recomputed(_joined(rows), _joined(items))
 
 
@@ -77,45 +85,46 @@ def stored_forecasts(forecasts: Iterable[Any]) -> list[Any]:
     return [best[name] for name in sorted(best)]
 
 
-def _one_item(
-    forecasts: list[Any],
-    orders: list[Order],
-    rules: Rules,
-    rows: Counter[tuple[Any, ...]],
-    items: Counter[tuple[Any, ...]],
-) -> None:
-    freq, last = forecasts[0].freq, -1
-    kept: list[_Pending] = []
-    used: dict[_Pending, int] = {}
-    category = rules.category_of(forecasts[0].item_id)
-    for forecast in forecasts:
-        running = forecast.steps[0].bucket_start
-        seen = forecast.positions.get(rules.orders_topic, 0)
-        is_fresh = running > last
-        for one in kept:
-            if is_fresh and (one.end > running or _buckets(freq, one.start, running) > _KNOWN_FOR):
-                continue
-            if not is_fresh and one not in used:
-                continue
-            sold = sum(o.thousandths for o in orders if o.position < seen and one.start <= o.event_time < one.end)
-            if used.get(one) == sold:
-                continue
-            day = _day(freq, one.start, rules.time_zone)
-            for sign, units in ((1, sold), (-1, used.get(one))):
-                if units is None:
-                    continue
-                for n, number in enumerate(scores(one, units, forecast.quantile_levels)):
-                    for segment in ("all", f"category:{category}") if category else ("all",):
-                        rows[freq, day, one.version, segment, one.step, n] += sign * number
-                    items[forecast.item_id, freq, one.version, one.step, day - day % 28, n] += sign * number
-            used[one] = sold
+class _Item:
+    """Goes through one item's forecasts of one frequency, by revision."""
+
+    def __init__(self, orders: list[Order], rules: Rules) -> None:
+        self._orders, self._rules = orders, rules
+        self._last = -1
+        self._kept: list[_Pending] = []
+        self._used: dict[_Pending, int] = {}
+        self.added: Counter[tuple[int, str, int, int]] = Counter()  # day, version, step, number of the sum
+
+    def take(self, forecast: Any) -> None:
+        freq, running = forecast.freq, forecast.steps[0].bucket_start
+        seen = forecast.positions.get(self._rules.orders_topic, 0)
+        is_fresh = running > self._last
+        for one in self._kept:
+            has_closed = one.end <= running and _buckets(freq, one.start, running) <= _KNOWN_FOR
+            if has_closed if is_fresh else one in self._used:
+                sales = (o for o in self._orders if o.position < seen and one.start <= o.event_time < one.end)
+                self._score(one, sum(order.thousandths for order in sales), forecast)
         if is_fresh:
-            last = running
+            self._last = running
             version = "baseline" if forecast.degraded else forecast.model_version
-            for step in rules.steps[freq]:
+            for step in self._rules.steps[freq]:
                 told = forecast.steps[step - 1]
-                kept.append(_Pending(step, version, told.bucket_start, told.bucket_end, told.mean, _Row(told.quantiles)))
-        kept = [one for one in kept if one.start >= last or _buckets(freq, one.start, last) <= rules.correction[freq]]
+                pending = _Pending(step, version, told.bucket_start, told.bucket_end, told.mean, _Row(told.quantiles))
+                self._kept.append(pending)
+        correction = self._rules.correction[freq]
+        self._kept = [
+            one for one in self._kept if one.start >= self._last or _buckets(freq, one.start, self._last) <= correction
+        ]
+
+    def _score(self, one: _Pending, sold: int, forecast: Any) -> None:
+        if self._used.get(one) == sold:
+            return
+        day = _day(forecast.freq, one.start, self._rules.time_zone)
+        for sign, units in ((1, sold), (-1, self._used.get(one))):
+            if units is not None:
+                for n, number in enumerate(scores(one, units, forecast.quantile_levels)):
+                    self.added[day, one.version, one.step, n] += sign * number
+        self._used[one] = sold
 
 
 class _Row(list[float]):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from feature_store.calibration_state import ItemCalibration, SegmentLevels
+from feature_store.store import Remembered
 from forecaster.contract import QUANTILE_LEVELS
 from forecaster.inputs import ModelInputs, ModelOutputs
 from tests.worker.test_lane_and_scheduler import Shop
@@ -37,7 +38,7 @@ class CalibratedShop(Shop):
         self.has_model = True
         self.fence_at = -1  # the send, counted from 0, after which another worker claims the partition
         self._sends = self._offset = 0
-        self.rules = dataclasses.replace(self.rules, calibrated_freqs=("1d",))
+        self.rules = dataclasses.replace(self.rules, remembered={"1d": Remembered(calibration=True)})
         self.scheduler = Scheduler(
             dataclasses.replace(self.scheduler._rules, calibrated_freqs=("1d",), infer=self._say_five)
         )
