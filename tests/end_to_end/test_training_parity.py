@@ -217,7 +217,7 @@ class Messages:
             )
             made = forecast_messages(self._rules, batch.freq, read, outputs, Model(_NAME, "1"))
             self._items |= {(*key, one.item_id): one.calibration for one in made.done if one.calibration is not None}
-            segments |= {zone: added(segments.get(zone), learnt) for zone, learnt in made.learnt.items()}
+            segments |= {zone: added(segments.get(zone), learnt) for zone, learnt in made.additions.learnt.items()}
             for item_id, value in made.messages:
                 self.published.setdefault(f"{item_id}|{batch.freq}".encode(), []).append(value or b"")
             start = stop
