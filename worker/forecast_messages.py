@@ -206,15 +206,18 @@ def rounded_outputs(
 ) -> Rounded:
     """The model's 32-bit numbers as decimals; those of the running bucket at least what was observed in it, which they
     may be a little short of by their own precision."""
-    arrays: list[NDArray[np.float64]] = [np.round(array.astype(np.float64), 3) for array in outputs]
-    quantiles, mean, cumulative = arrays
+    quantiles, mean, cumulative = map(_rounded, outputs)
     quantiles[:, 0] = np.maximum(quantiles[:, 0], observed[:, None])
     mean[:, 0] = np.maximum(mean[:, 0], observed)
     rounded_raw: NDArray[np.float64] | None = None
     if quantiles_raw is not None:
-        rounded_raw = np.round(quantiles_raw.astype(np.float64), 3)
+        rounded_raw = _rounded(quantiles_raw)
         rounded_raw[:, 0] = np.maximum(rounded_raw[:, 0], observed[:, None])
     return Rounded(quantiles, mean, cumulative, rounded_raw)
+
+
+def _rounded(array: NDArray[np.float32]) -> NDArray[np.float64]:
+    return np.asarray(np.round(array.astype(np.float64), 3), dtype=np.float64)
 
 
 def _as_lists(rounded: Rounded) -> _Lists:
