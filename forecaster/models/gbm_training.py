@@ -8,6 +8,7 @@ loss, each item weighing 1 / (its error by the seasonal naive), which is what SQ
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from forecaster.models.gbm_features import Rows, build_rows
 
 _UNITS = FEATURE_INDEX["units"]
 _SEASONS = {"1h": 168, "1d": 7, "1w": 1}
+# LightGBM does not say that datasets may be made side by side, and once found labels in one that nobody had put there.
+_MAKING = threading.Lock()
 _EXPONENTS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.9, 1.0)
 
 
@@ -154,18 +157,23 @@ def _datasets(
     def weight(sample: _Sample, rows: NDArray[np.intp]) -> NDArray[np.float32]:
         return sample.weight[rows] if volume is None else sample.level[rows] ** np.float32(volume)
 
-    data = lightgbm.Dataset(
-        learnt.rows.values[known],
-        learnt.target[known],
-        weight=weight(learnt, known),
-        feature_name=learnt.rows.names,
-        categorical_feature=learnt.rows.categorical,
-        params=parameters,
-    )
-    if judged is None:
-        return data, None
-    held = np.flatnonzero(np.isfinite(judged.target))
-    check = lightgbm.Dataset(judged.rows.values[held], judged.target[held], weight=weight(judged, held), reference=data)
+    def dataset(sample: _Sample, rows: NDArray[np.intp], reference: Any = None) -> Any:
+        return lightgbm.Dataset(
+            sample.rows.values[rows],
+            sample.target[rows],
+            weight=weight(sample, rows),
+            reference=reference,
+            feature_name=sample.rows.names,
+            categorical_feature=sample.rows.categorical,
+            params=parameters,
+        )
+
+    data = dataset(learnt, known)
+    check = None if judged is None else dataset(judged, np.flatnonzero(np.isfinite(judged.target)), data)
+    with _MAKING:
+        data.construct()
+        if check is not None:
+            check.construct()
     return data, check
 
 
