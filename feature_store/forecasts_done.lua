@@ -8,15 +8,19 @@
 -- KEYS[6]  {ns:p}:INC:scores:FREQ     written
 -- KEYS[7]  {ns:p}:INC:challenge:FREQ  written
 -- KEYS[8]  {ns:p}:INC:accuracy:FREQ   read and written
--- KEYS[9]  {ns:p}:INC:changed         written, when ARGV[2] says that it is given: while the partition is being copied
+-- KEYS[9]  {ns:p}:INC:alerts:FREQ     written
+-- KEYS[10] {ns:p}:INC:alert_levels:FREQ read and written
+-- KEYS[11] {ns:p}:INC:changed         written, when ARGV[2] says that it is given: while the partition is being copied
 --          (copy.lua), f, the frequency, a space and the item whose forecast or mark has changed; l, the frequency, a
---          space and the time zone whose segments have; r, the frequency, a space and the row of accuracy that has
+--          space and the time zone whose segments have; r, the frequency, a space and the row of accuracy that has;
+--          v, the frequency, a space and the name of the levels that have
 -- ARGV[1]  MessagePack: owner, incarnation, freq,
 --          done {{item_id, mark that was read or '', summary or '' or '=', and what is remembered of the item:
---                calibration, scores, challenge, each '' = as it stands}}
+--                calibration, scores, challenge, alerts, each '' = as it stands}}
 --          an empty summary withdraws the item: a tombstone was sent; '=' leaves its forecast as it stands
 --          learnt {time zone, JSON of SegmentLevels, …}: counts and ranks are added to those of the same bucket, take
 --          the place of an earlier one's, and are dropped when a later one has begun
+--          levels {name, JSON of AlertLevels, …}: the same of their sums
 --          sums {row, JSON of [[step, number …] …], …}: added to what stands in the row, step by step
 -- Returns  {'OK'} | {'OK', '', 1}: the partition is being copied | {'FENCED'} | {'BEHIND'}
 --          {'HELD'}: try again in a moment | {'COPIED'}: try again, with the last key
@@ -33,7 +37,7 @@ if stored[3] then
   if is_copied and ARGV[2] ~= '1' then return {'COPIED'} end
 end
 -- Of an entry the places of what it writes, and the key that each stands under.
-local WRITTEN = {{3, KEYS[3]}, {4, KEYS[4]}, {5, KEYS[6]}, {6, KEYS[7]}}
+local WRITTEN = {{3, KEYS[3]}, {4, KEYS[4]}, {5, KEYS[6]}, {6, KEYS[7]}, {7, KEYS[9]}}
 -- Run again after its reply got lost it must not add anything once more: all that the first entry writes stands then.
 -- No entry can be written twice otherwise: a summary counts revisions, a challenge is only written when it has changed.
 local is_again = false
@@ -58,20 +62,25 @@ for _, d in ipairs(a.done) do
   end
   if d[2] ~= '' and redis.call('HGET', KEYS[2], d[1]) == d[2] then redis.call('HDEL', KEYS[2], d[1]) end
 end
--- A SegmentLevels is {bucket, levels, scales, counts, ranks}. Sums stay far below 10^14, up to which cjson writes every digit.
-for i = 1, is_again and 0 or #a.learnt, 2 do
-  local zone, text = a.learnt[i], a.learnt[i + 1]
-  local before = redis.call('HGET', KEYS[5], zone)
-  local own, stands = cjson.decode(text), before and cjson.decode(before)
-  if stands and stands[1] == own[1] then
-    for part = 4, 5 do
-      for place, number in ipairs(own[part]) do stands[part][place] = stands[part][place] + number end
+-- A SegmentLevels is {bucket, levels, scales, counts, ranks}, an AlertLevels {period, wealth, judged, sums}: what is
+-- added up stands from the fourth on. Sums stay far below 10^14, up to which cjson writes every digit.
+local function add(key, named)
+  for i = 1, is_again and 0 or #named, 2 do
+    local name, text = named[i], named[i + 1]
+    local before = redis.call('HGET', key, name)
+    local own, stands = cjson.decode(text), before and cjson.decode(before)
+    if stands and stands[1] == own[1] then
+      for part = 4, #own do
+        for place, number in ipairs(own[part]) do stands[part][place] = stands[part][place] + number end
+      end
+      redis.call('HSET', key, name, cjson.encode(stands))
+    elseif not stands or stands[1] < own[1] then
+      redis.call('HSET', key, name, text)
     end
-    redis.call('HSET', KEYS[5], zone, cjson.encode(stands))
-  elseif not stands or stands[1] < own[1] then
-    redis.call('HSET', KEYS[5], zone, text)
   end
 end
+add(KEYS[5], a.learnt)
+add(KEYS[10], a.levels)
 -- Doubles are exact up to 2^53, where a sum stops; cjson would write 14 digits of it.
 local MOST = 9007199254740992
 for i = 1, is_again and 0 or #a.sums, 2 do
@@ -93,8 +102,9 @@ for i = 1, is_again and 0 or #a.sums, 2 do
   redis.call('HSET', KEYS[8], a.sums[i], '[' .. table.concat(texts, ',') .. ']')
 end
 if not is_copied then return {'OK'} end
-for _, d in ipairs(a.done) do redis.call('SADD', KEYS[9], 'f' .. a.freq .. ' ' .. d[1]) end
-for i = 1, #a.learnt, 2 do redis.call('SADD', KEYS[9], 'l' .. a.freq .. ' ' .. a.learnt[i]) end
-for i = 1, #a.sums, 2 do redis.call('SADD', KEYS[9], 'r' .. a.freq .. ' ' .. a.sums[i]) end
-redis.call('PEXPIREAT', KEYS[9], stored[3])
+for _, d in ipairs(a.done) do redis.call('SADD', KEYS[11], 'f' .. a.freq .. ' ' .. d[1]) end
+for i = 1, #a.learnt, 2 do redis.call('SADD', KEYS[11], 'l' .. a.freq .. ' ' .. a.learnt[i]) end
+for i = 1, #a.levels, 2 do redis.call('SADD', KEYS[11], 'v' .. a.freq .. ' ' .. a.levels[i]) end
+for i = 1, #a.sums, 2 do redis.call('SADD', KEYS[11], 'r' .. a.freq .. ' ' .. a.sums[i]) end
+redis.call('PEXPIREAT', KEYS[11], stored[3])
 return {'OK', '', 1}

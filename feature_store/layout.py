@@ -19,6 +19,8 @@ of the old one are never added to. Everything reads well in redis-cli:
     {ns:p}:INC:segments:FREQ           hash   time zone -> calibration_state.SegmentLevels
     {ns:p}:INC:scores:FREQ             hash   item_id -> score_state.ItemScores
     {ns:p}:INC:challenge:FREQ          hash   item_id -> score_state.ItemChallenge
+    {ns:p}:INC:alerts:FREQ             hash   item_id -> alert_state.ItemAlerts
+    {ns:p}:INC:alert_levels:FREQ       hash   "items" -> alert_state.AlertLevels
     {ns:p}:INC:accuracy:FREQ           hash   "DAY VERSION SEGMENT" -> JSON [[step, sums …], …]; see score_state
     {ns:p}:INC:accuracy_sent:FREQ      hash   window -> what of it was published last; see accuracy_store.py
     {ns:p}:INC:sums:SERIES             hash   chunks of bucket sums; see chunks.py. SERIES is the item_id of
@@ -156,6 +158,14 @@ class Keys:
     def challenge(self, freq: str) -> str:
         """What a challenger said of items."""
         return f"{self._prefix}:challenge:{freq}"
+
+    def alerts(self, freq: str) -> str:
+        """What alerts remember of items."""
+        return f"{self._prefix}:alerts:{freq}"
+
+    def alert_levels(self, freq: str) -> str:
+        """How much evidence opens an alert."""
+        return f"{self._prefix}:alert_levels:{freq}"
 
     def accuracy(self, freq: str) -> str:
         """Sums of scores by day, model version and segment."""

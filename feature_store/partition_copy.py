@@ -46,6 +46,8 @@ class PartitionCopy:
     segments: dict[str, dict[str, bytes]] = field(default_factory=dict)  # by frequency and time zone
     scores: dict[str, dict[str, bytes]] = field(default_factory=dict)  # by frequency and item_id, see score_state
     challenges: dict[str, dict[str, bytes]] = field(default_factory=dict)  # the same
+    alerts: dict[str, dict[str, bytes]] = field(default_factory=dict)  # by frequency and item_id, see alert_state
+    alert_levels: dict[str, dict[str, bytes]] = field(default_factory=dict)  # by frequency and name, the same
     accuracy: dict[str, dict[str, bytes]] = field(default_factory=dict)  # by frequency and row, the same
     accuracy_sent: dict[str, dict[str, bytes]] = field(default_factory=dict)  # by frequency and window
     ids: dict[tuple[str, int], set[bytes]] = field(default_factory=dict)  # by source and generation
@@ -175,6 +177,7 @@ class PartitionCopier:
             (copy.calibration, self._keys.calibration),
             (copy.scores, self._keys.scores),
             (copy.challenges, self._keys.challenge),
+            (copy.alerts, self._keys.alerts),
         )
         return [(by_freq.setdefault(freq, {}), key(freq)) for by_freq, key in kinds]
 
@@ -182,6 +185,7 @@ class PartitionCopier:
         """Other hashes, by the letter under which writers note a field that has changed."""
         kinds = {
             "l": (copy.segments, self._keys.segments),
+            "v": (copy.alert_levels, self._keys.alert_levels),
             "r": (copy.accuracy, self._keys.accuracy),
             "w": (copy.accuracy_sent, self._keys.accuracy_sent),
         }
@@ -211,7 +215,7 @@ class PartitionCopier:
 
     async def _read_changed(self, copy: PartitionCopy, changed: Iterable[str]) -> None:
         """Bring the copy up to what stands now under the names that writers have noted, see apply.lua."""
-        by_kind: dict[str, list[str]] = {kind: [] for kind in "sipdfelrw"}
+        by_kind: dict[str, list[str]] = {kind: [] for kind in "sipdfelrwv"}
         for name in changed:
             by_kind[name[0]].append(name[1:])
         prefix = self._keys.sums("")
@@ -232,7 +236,7 @@ class PartitionCopier:
             item_ids = [name.partition(" ")[2] for name in by_kind["f"] if name.startswith(f"{freq} ")]
             named = {
                 letter: [name.partition(" ")[2] for name in by_kind[letter] if name.startswith(f"{freq} ")]
-                for letter in "lrw"
+                for letter in "lrwv"
             }
             changed = [(kept, key, item_ids) for kept, key in self._by_item(copy, freq)]
             changed += [(kept, key, named[letter]) for letter, (kept, key) in self._by_name(copy, freq).items()]

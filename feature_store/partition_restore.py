@@ -105,6 +105,14 @@ class PartitionRestore:
         """What a challenger said, by item_id, as text."""
         await self._put_hash(self._keys.challenge(freq), states)
 
+    async def add_alerts(self, freq: str, states: Mapping[str, str]) -> None:
+        """What alerts remember, by item_id, as text."""
+        await self._put_hash(self._keys.alerts(freq), states)
+
+    async def add_alert_levels(self, freq: str, levels: Mapping[str, str]) -> None:
+        """How much evidence opens an alert, by name, as text."""
+        await self._put_hash(self._keys.alert_levels(freq), levels)
+
     async def add_accuracy(self, freq: str, row: str, sums: str) -> None:
         """Sums of scores, added to those of the same row that were added before."""
         total = self._accuracy.setdefault((freq, row), {})

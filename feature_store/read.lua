@@ -3,11 +3,12 @@
 -- KEYS[1]   {ns:p}:meta            compared and read
 -- KEYS[2]   {ns:p}:INC:dirty:FREQ  read
 -- KEYS[3]   {ns:p}:INC:segments:FREQ     read, when segments is true
--- KEYS[4..] {ns:p}:INC:STATE:FREQ   read: as many as a.states, what is remembered of items, a hash a kind
+-- KEYS[4]   {ns:p}:INC:alert_levels:FREQ read, when levels is true
+-- KEYS[5..] {ns:p}:INC:STATE:FREQ   read: as many as a.states, what is remembered of items, a hash a kind
 -- KEYS[..]  {ns:p}:INC:sums:SERIES read
 -- ARGV[1]   MessagePack: owner, incarnation, items {item_id}, fields {chunk}, sources (count): the fields of each
---           source stand together and are equally many; states (count), segments: whether KEYS[3] is asked for
--- Returns   {'OK', flat meta, marks, flat segments, for each of the states: states,
+--           source stand together and are equally many; states (count), segments: whether KEYS[3] is asked for, levels: KEYS[4]
+-- Returns   {'OK', flat meta, marks, flat segments, flat levels, for each of the states: states,
 --            and for each source: chunks, texts} | {'FENCED'} | {'BEHIND'}
 --           marks "12,,13": a mark or nothing for each item. states: one or nothing for each item, one a line.
 --           chunks "0,1,7": which chunks stand, numbered through the chunks of the first series, of the second …;
@@ -35,9 +36,9 @@ local marks = hmget(KEYS[2], a.items)
 for i = 1, #marks do marks[i] = marks[i] or '' end
 
 local reply = {'OK', redis.call('HGETALL', KEYS[1]), table.concat(marks, ','),
-  a.segments and redis.call('HGETALL', KEYS[3]) or {}}
+  a.segments and redis.call('HGETALL', KEYS[3]) or {}, a.levels and redis.call('HGETALL', KEYS[4]) or {}}
 for s = 1, a.states do
-  local states = hmget(KEYS[3 + s], a.items)
+  local states = hmget(KEYS[4 + s], a.items)
   for i = 1, #states do states[i] = states[i] or '' end
   reply[#reply + 1] = table.concat(states, '\n')
 end
@@ -45,7 +46,7 @@ end
 local each = #a.fields / a.sources
 local chunks, texts = {}, {}
 for s = 1, a.sources do chunks[s], texts[s] = {}, {} end
-local first_series = 4 + a.states
+local first_series = 5 + a.states
 for i = first_series, #KEYS do
   local found = hmget(KEYS[i], a.fields)
   local before = (i - first_series) * each

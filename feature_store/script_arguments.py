@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from feature_store.alert_state import pack_alerts
 from feature_store.calibration_state import pack_state
 from feature_store.chunks import SCRIPT_LIMITS, PackedSums, oldest_chunks
 from feature_store.layout import pack_hash, pack_item, pack_product, pack_summary
@@ -48,6 +49,7 @@ def forecasts_done_arguments(claim: Claim, freq: str, done: Sequence[Done], addi
             pack_state(d.calibration) if d.calibration else "",
             pack_scores(d.scores) if d.scores else "",
             "",
+            pack_alerts(d.alerts) if d.alerts else "",
         ]
         for d in done
     ]
@@ -61,5 +63,6 @@ def _done_arguments(claim: Claim, freq: str, entries: Sequence[Sequence[str]], a
         "freq": freq,
         "done": entries,
         "learnt": pack_hash({zone: pack_state(levels) for zone, levels in additions.learnt.items()}),
+        "levels": pack_hash({name: pack_alerts(levels) for name, levels in additions.levels.items()}),
         "sums": pack_hash({pack_row_name(row): pack_sums_by_step(sums) for row, sums in additions.scored.items()}),
     }

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from feature_store.alert_state import unpack_alert_levels, unpack_item_alerts
 from feature_store.calibration_state import unpack_item_calibration, unpack_segment_levels
 from feature_store.chunks import ChunkTexts, unpack_chunks
 from feature_store.features import SOURCES
@@ -19,6 +20,7 @@ _STATES: dict[str, Callable[[bytes], Any]] = {
     "calibration": unpack_item_calibration,
     "scores": unpack_scores,
     "challenges": unpack_challenge,
+    "alerts": unpack_item_alerts,
 }
 
 
@@ -34,7 +36,7 @@ def series_read(reply: Sequence[Any], items: Sequence[str], wanted: WantedChunks
     """The reply of read.lua for some items."""
     meta = text_map(reply[1])
     marks = [int(mark) if mark else None for mark in reply[2].split(b",")] if items else []
-    rest = iter(reply[4:])
+    rest = iter(reply[5:])
     states = {
         name: _states(next(rest), unpack, len(items)) if is_wanted else []
         for (name, unpack), is_wanted in zip(_STATES.items(), remembered, strict=True)
@@ -54,6 +56,8 @@ def series_read(reply: Sequence[Any], items: Sequence[str], wanted: WantedChunks
         {zone.decode(): unpack_segment_levels(text) for zone, text in zip(reply[3][::2], reply[3][1::2], strict=True)},
         states["scores"],
         states["challenges"],
+        states["alerts"],
+        {name: unpack_alert_levels(text) for name, text in text_map(reply[4]).items()},
     )
 
 

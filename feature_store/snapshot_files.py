@@ -11,6 +11,8 @@
     …/segments.parquet                freq, time_zone, state: JSON of calibration_state.SegmentLevels
     …/scores.parquet                  freq, item_id, state: JSON of score_state.ItemScores
     …/challenges.parquet              freq, item_id, state: JSON of score_state.ItemChallenge
+    …/alerts.parquet                  freq, item_id, state: JSON of alert_state.ItemAlerts
+    …/alert_levels.parquet            freq, name, state: JSON of alert_state.AlertLevels
     …/accuracy.parquet                freq, row, sums: see score_state
     …/accuracy_sent.parquet           freq, window, sent: what of them was published
     …/event_ids.parquet               source, generation, event_id
@@ -39,6 +41,7 @@ from feature_store.layout import LAYOUT_VERSION, unpack_summary
 from feature_store.partition_fields import PartitionFields
 from feature_store.snapshot_tables import (
     ACCURACY_COLUMNS,
+    ALERT_LEVEL_COLUMNS,
     CALENDAR_COLUMNS,
     CALIBRATION_COLUMNS,
     COLUMNS,
@@ -119,6 +122,8 @@ class Copied(NamedTuple):
     segments: Mapping[str, Mapping[str, bytes]]
     scores: Mapping[str, Mapping[str, bytes]]
     challenges: Mapping[str, Mapping[str, bytes]]
+    alerts: Mapping[str, Mapping[str, bytes]]
+    alert_levels: Mapping[str, Mapping[str, bytes]]
     accuracy: Mapping[str, Mapping[str, bytes]]
     accuracy_sent: Mapping[str, Mapping[str, bytes]]
     ids: Mapping[tuple[str, int], set[bytes]]
@@ -173,6 +178,8 @@ class SnapshotWriter:
             "segments": row_tables(SEGMENT_COLUMNS, texts(copied.segments)),
             "scores": row_tables(SCORE_COLUMNS, texts(copied.scores)),
             "challenges": row_tables(SCORE_COLUMNS, texts(copied.challenges)),
+            "alerts": row_tables(CALIBRATION_COLUMNS, texts(copied.alerts)),
+            "alert_levels": row_tables(ALERT_LEVEL_COLUMNS, texts(copied.alert_levels)),
             "accuracy": row_tables(ACCURACY_COLUMNS, texts(copied.accuracy)),
             "accuracy_sent": row_tables(SENT_COLUMNS, texts(copied.accuracy_sent)),
             "event_ids": row_tables(

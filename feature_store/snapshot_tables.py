@@ -43,6 +43,7 @@ FORECAST_COLUMNS = {
 }
 CALIBRATION_COLUMNS = {"freq": "string", "item_id": "string", "state": "string"}
 SCORE_COLUMNS = CALIBRATION_COLUMNS
+ALERT_LEVEL_COLUMNS = {"freq": "string", "name": "string", "state": "string"}
 ACCURACY_COLUMNS = {"freq": "string", "row": "string", "sums": "string"}
 SENT_COLUMNS = {"freq": "string", "window": "string", "sent": "string"}
 SEGMENT_COLUMNS = {"freq": "string", "time_zone": "string", "state": "string"}
@@ -66,6 +67,8 @@ COLUMNS = {
     "segments": SEGMENT_COLUMNS,
     "scores": SCORE_COLUMNS,
     "challenges": SCORE_COLUMNS,
+    "alerts": CALIBRATION_COLUMNS,
+    "alert_levels": ALERT_LEVEL_COLUMNS,
     "accuracy": ACCURACY_COLUMNS,
     "accuracy_sent": SENT_COLUMNS,
     "event_ids": ID_COLUMNS,

@@ -85,6 +85,8 @@ async def save_partition(store: FeatureStore, writer: SnapshotWriter, partition:
             segments=copy.segments,
             scores=copy.scores,
             challenges=copy.challenges,
+            alerts=copy.alerts,
+            alert_levels=copy.alert_levels,
             accuracy=copy.accuracy,
             accuracy_sent=copy.accuracy_sent,
             ids=copy.ids,
@@ -205,6 +207,7 @@ class _Part:
         await self._add_forecasts()
         await self._add_calibration()
         await self._add_scores()
+        await self._add_alerts()
         await self._add_ids()
 
     async def _add_sums(self) -> None:
@@ -240,6 +243,12 @@ class _Part:
         if self._partition_of is None:  # else other items make up the segments: they learn anew
             for freq, zone, levels in (row for rows in self._rows("segments") for row in rows):
                 await self._restores[self._partition].add_segments(freq, {zone: levels})
+
+    async def _add_alerts(self) -> None:
+        await self._add_states("alerts", PartitionRestore.add_alerts)
+        if self._partition_of is None:  # else other items share the levels: they begin anew
+            for freq, name, levels in (row for rows in self._rows("alert_levels") for row in rows):
+                await self._restores[self._partition].add_alert_levels(freq, {name: levels})
 
     async def _add_scores(self) -> None:
         """Of a partition whose items are dealt out anew the sums go to one of those: what counts is their total over

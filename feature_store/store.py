@@ -280,17 +280,24 @@ class FeatureStore:
             freq: forecast frequency whose marks are read.
             items: item_ids whose marks are wanted, in the order of `SeriesRead.marks`.
             stored: stored frequency whose sums are read.
-            series: series_ids, at most MAX_KEYS - 8; `SeriesRead.rows.item` counts in their order.
+            series: series_ids, at most MAX_KEYS - 10; `SeriesRead.rows.item` counts in their order.
             first_bucket, last_bucket: both included; rows of buckets a little outside may come with them.
-            remembered: what is wanted too of what calibration and scoring remember.
+            remembered: what is wanted too of what calibration, scoring and alerts remember.
 
         Raises:
             FencedError, BehindError: see the classes.
         """
         keys = self._keys(claim)
-        kinds = (keys.calibration, keys.scores, keys.challenge)
+        kinds = (keys.calibration, keys.scores, keys.challenge, keys.alerts)
         states = [key(freq) for key, is_wanted in zip(kinds, remembered, strict=True) if is_wanted]
-        names = [keys.meta, keys.dirty(freq), keys.segments(freq), *states, *map(keys.sums, series)]
+        names = [
+            keys.meta,
+            keys.dirty(freq),
+            keys.segments(freq),
+            keys.alert_levels(freq),
+            *states,
+            *map(keys.sums, series),
+        ]
         first_chunk, chunks, fields = chunk_fields(stored, first_bucket, last_bucket)
         arguments = {
             "owner": claim.owner,
@@ -300,6 +307,7 @@ class FeatureStore:
             "sources": len(SOURCES),
             "states": len(states),
             "segments": remembered.calibration,
+            "levels": remembered.alerts,
         }
         applied = dict(claim.positions)
         reply = await self._calls.run("read", names, [msgspec.msgpack.encode(arguments)])
@@ -317,7 +325,13 @@ class FeatureStore:
         keys = self._keys(claim)
         arguments = forecasts_done_arguments(claim, freq, done, additions)
         names = [keys.meta, keys.dirty(freq), keys.forecasts(freq), keys.calibration(freq), keys.segments(freq)]
-        names += [keys.scores(freq), keys.challenge(freq), keys.accuracy(freq)]
+        names += [
+            keys.scores(freq),
+            keys.challenge(freq),
+            keys.accuracy(freq),
+            keys.alerts(freq),
+            keys.alert_levels(freq),
+        ]
         reply = await self._write("forecasts_done", claim, names, arguments)
         raise_if_not_owner(reply[0], claim)
 

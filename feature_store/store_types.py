@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from feature_store.alert_state import AlertLevels, ItemAlerts
 from feature_store.calibration_state import ItemCalibration, SegmentLevels
 from feature_store.features import BucketRows, Deltas
 from feature_store.items import Item, ProductState
@@ -81,6 +82,8 @@ class SeriesRead(NamedTuple):
     segments: dict[str, SegmentLevels]  # by time zone, the same
     scores: list[ItemScores | None]  # of each item asked for, where they were asked for
     challenges: list[ItemChallenge | None]  # the same
+    alerts: list[ItemAlerts | None]  # the same
+    alert_levels: dict[str, AlertLevels]  # by name, where alerts were asked for
 
 
 class Remembered(NamedTuple):
@@ -89,6 +92,7 @@ class Remembered(NamedTuple):
     calibration: bool = False
     scores: bool = False
     challenges: bool = False
+    alerts: bool = False
 
 
 NOTHING_REMEMBERED = Remembered()
@@ -104,21 +108,24 @@ class BackfillTable(NamedTuple):
 
 
 class Done(NamedTuple):
-    """A forecast acknowledged by the broker. No summary: the item was withdrawn. No calibration or scores: they stay as
-    they are."""
+    """A forecast acknowledged by the broker. No summary: the item was withdrawn. Nothing of calibration, scores
+    or alerts: it stays as it is."""
 
     item_id: str
     mark: int | None
     summary: ForecastSummary | None
     calibration: ItemCalibration | None = None
     scores: ItemScores | None = None
+    alerts: ItemAlerts | None = None
 
 
 class Additions(NamedTuple):
-    """What forecasts add to the sums of their partition and frequency: learnt by time zone, scored by row."""
+    """What forecasts add to the sums of their partition and frequency: learnt by time zone, scored by row,
+    levels by name."""
 
     learnt: Mapping[str, SegmentLevels] = MappingProxyType({})
     scored: Mapping[RowName, SumsByStep] = MappingProxyType({})
+    levels: Mapping[str, AlertLevels] = MappingProxyType({})
 
 
 NO_ADDITIONS = Additions()

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from feature_store.alert_state import AlertLevels, ItemAlerts
 from feature_store.calendar_time import ShopCalendar, bucket_start_ms
 from feature_store.calibration_state import ItemCalibration, SegmentLevels
 from feature_store.events import CalendarEntry
@@ -22,8 +23,10 @@ from feature_store.score_state import ItemScores
 from feature_store.store_types import Additions, Done
 from forecaster.contract import QUANTILE_LEVELS
 from forecaster.inputs import ModelInputs, ModelOutputs, running_buckets
+from worker.alert_messages import Sources, alerts_made, not_judged
+from worker.alert_table import AlertRules
 from worker.calibration import Raw, Subjects, calibrate, owed_outcomes
-from worker.schemas import Forecast, ForecastStep
+from worker.schemas import Alert, Forecast, ForecastStep
 from worker.scored_forecasts import item_accuracy, not_scored, scored_forecasts
 from worker.scoring import BASELINE_VERSION, ScoringRules
 from worker.sold import rows_of, sold_in
@@ -57,6 +60,10 @@ class LaneRead(Protocol):
     def segments(self) -> dict[str, SegmentLevels]: ...
     @property
     def scores(self) -> list[ItemScores | None]: ...
+    @property
+    def alerts(self) -> list[ItemAlerts | None]: ...
+    @property
+    def alert_levels(self) -> dict[str, AlertLevels]: ...
 
 
 class Reply(Protocol):
@@ -90,6 +97,8 @@ class ForecastRules:
     scoring: Mapping[str, ScoringRules] = field(default_factory=dict)  # by frequency; absent = it is not scored
     topic_accuracy: str = ""
     item_accuracy_freqs: Collection[str] = ()  # of these, each item's own accuracy is published
+    alert_rules: Mapping[str, AlertRules] = field(default_factory=dict)  # by frequency; absent = none are raised
+    topic_alerts: str = ""
 
 
 class Model(NamedTuple):
@@ -103,11 +112,12 @@ BASELINE = Model("empirical", "1")
 
 
 class Messages(NamedTuple):
-    """Forecasts of one lane's items, ready to be sent, with the accuracy of their items' earlier ones (key, value);
-    `done` and `additions` are what is to be stored of them afterwards."""
+    """Forecasts of one lane's items, ready to be sent, with alerts and the accuracy of their items' earlier ones
+    (key, value); `done` and `additions` are what is to be stored of them afterwards."""
 
     messages: list[tuple[str, bytes | None]]
     accuracy: list[tuple[str, bytes]]
+    alerts: list[tuple[str, Alert]]
     done: list[Done]
     additions: Additions
 
@@ -132,7 +142,9 @@ class CalibratedOutputs(NamedTuple):
     learnt: dict[str, SegmentLevels]
 
 
-def forecast_messages(rules: ForecastRules, freq: str, read: LaneRead, outputs: ModelOutputs, model: Model) -> Messages:
+def forecast_messages(
+    rules: ForecastRules, freq: str, read: LaneRead, inputs: ModelInputs, outputs: ModelOutputs, model: Model
+) -> Messages:
     """What is sent of one lane's forecasts of one frequency, and what is stored of them; row for row of `read`."""
     writer = _ForecastWriter(rules, freq, read, model)
     observed = writer.observed()
@@ -149,11 +161,16 @@ def forecast_messages(rules: ForecastRules, freq: str, read: LaneRead, outputs: 
     else:
         scored = not_scored(len(read.subjects))
     told = _as_lists(rounded)
-    made = Messages([], [], [], Additions(calibrated.learnt, scored.rows))
-    for i, (item, _) in enumerate(read.subjects):
-        forecast, summary = writer.write(i, told, float(units[i]))
-        made.messages.append((item.item_id, msgspec.json.encode(forecast)))
-        made.done.append(Done(item.item_id, read.marks[i], summary, calibrated.states[i], scored.states[i]))
+    written = [writer.write(i, told, float(units[i])) for i in range(len(read.subjects))]
+    judged = not_judged(len(written))
+    if freq in rules.alert_rules:
+        sources = Sources(inputs, calibrated.outputs, [forecast.forecast_id for forecast, _ in written])
+        judged = alerts_made(freq, read, sources, rules.alert_rules[freq], rules.calendar)
+    made = Messages([], [], judged.messages, [], Additions(calibrated.learnt, scored.rows, judged.levels))
+    for i, (forecast, summary) in enumerate(written):
+        made.messages.append((forecast.item_id, msgspec.json.encode(forecast)))
+        states = calibrated.states[i], scored.states[i], judged.states[i]
+        made.done.append(Done(forecast.item_id, read.marks[i], summary, *states))
     if freq in rules.item_accuracy_freqs:
         made.accuracy.extend(item_accuracy(freq, read, scored, rules.model_name))
     return made

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from feature_store.alert_state import AlertLevels, ItemAlerts
 from feature_store.calendar_time import FREQS, bucket_of
 from feature_store.calibration_state import ItemCalibration, SegmentLevels
 from feature_store.decoding import DecodeLimits
@@ -47,7 +48,7 @@ class LaneRules:
     reject_window: int
     send: Send
     touched_freqs: Collection[str] = FREQS  # forecast as soon as an item is touched; others when their bucket closes
-    # By frequency which states are read too of what calibration and scoring remember; absent = none.
+    # By frequency which states are read too of what calibration, scoring and alerts remember; absent = none.
     remembered: Mapping[str, Remembered] = field(default_factory=dict)
     refreshed_freqs: Collection[str] = FREQS  # live items are forecast anew when their bucket closes
     now_ms: Callable[[], int] = field(default=lambda: time.time_ns() // 1_000_000)
@@ -71,6 +72,8 @@ class LaneRead(NamedTuple):
     segments: dict[str, SegmentLevels]  # by time zone
     scores: list[ItemScores | None]  # of each subject; nothing of a frequency that is not scored
     challenges: list[ItemChallenge | None]  # of each subject; nothing where there is no challenger
+    alerts: list[ItemAlerts | None]  # of each subject; nothing of a frequency in which no alerts are raised
+    alert_levels: dict[str, AlertLevels]  # by name
 
 
 class LaneState:
@@ -200,6 +203,8 @@ class LaneState:
             segments=found.segments,
             scores=found.scores,
             challenges=found.challenges,
+            alerts=found.alerts,
+            alert_levels=found.alert_levels,
         )
 
     def _running(self, freq: str, time_ms: int) -> int:

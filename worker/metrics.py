@@ -32,6 +32,12 @@ CALIBRATION_OUTCOMES = Counter(
     ["freq", "place"],
     registry=REGISTRY,
 )
+ALERTS = Counter(
+    "shelfcast_alerts",
+    "Alert messages acknowledged by Kafka.",
+    ["kind", "episode_state", "severity"],
+    registry=REGISTRY,
+)
 OWED = Gauge("shelfcast_forecasts_owed", "Touched items whose forecast is owed.", ["freq"], registry=REGISTRY)
 LANES = Gauge("shelfcast_lanes", "Partitions this worker runs.", registry=REGISTRY)
 CLAIMS = Counter("shelfcast_claims", "Partitions claimed, by why.", ["reason"], registry=REGISTRY)

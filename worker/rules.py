@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -9,11 +10,16 @@ from feature_store.events import CalendarEntry
 from feature_store.plan import Retention
 from feature_store.store import Remembered
 from forecaster.inputs import ModelInputs
+from worker.alert_levels import Budget
+from worker.alert_table import AlertRules
 from worker.forecast_messages import ForecastRules, Reply
 from worker.lane_state import LaneRules, Send
 from worker.scoring import ScoringRules
 from worker.settings import Settings, stored_buckets, stored_freq
 from worker.transport import murmur2_partition
+
+_HOURS_A_DAY = 24
+_BUCKETS_A_DAY = {"1h": 24, "1d": 1}
 
 
 def lane_rules(settings: Settings, *, clock_topic: str, send: Send) -> LaneRules:
@@ -25,7 +31,11 @@ def lane_rules(settings: Settings, *, clock_topic: str, send: Send) -> LaneRules
         retention=Retention(settings.shop_calendar(), settings.retention),
         forecast_freqs=settings.forecast_freqs,
         remembered={
-            freq: Remembered(calibration=freq in settings.calibrated_freqs, scores=bool(settings.scored_steps(freq)))
+            freq: Remembered(
+                calibration=freq in settings.calibrated_freqs,
+                scores=bool(settings.scored_steps(freq)),
+                alerts=freq in settings.alert_freqs,
+            )
             for freq in settings.forecast_freqs
         },
         limits=settings.decode_limits(lambda product_id: murmur2_partition(product_id, count)),
@@ -64,6 +74,10 @@ def forecast_rules(
         freqs=settings.forecast_freqs,
         calibrated_freqs=settings.calibrated_freqs,
         scoring=scoring_rules(settings),
+        alert_rules={
+            freq: alert_rules(settings, freq) for freq in settings.forecast_freqs if freq in settings.alert_freqs
+        },
+        topic_alerts=settings.topic_alerts,
         topic_accuracy=settings.topic_accuracy,
         item_accuracy_freqs=settings.item_accuracy_freqs,
         stored_freq={freq: stored_freq(freq) for freq in settings.forecast_freqs},
@@ -78,4 +92,15 @@ def forecast_rules(
         infer=infer,
         model_is_away=model_is_away,
         issued_at_ms=(lambda _: time.time_ns() // 1_000_000) if live else (lambda cutoff_ms: cutoff_ms),
+    )
+
+
+def alert_rules(settings: Settings, freq: str) -> AlertRules:
+    """Rules of alerts that are judged by forecasts of a frequency."""
+    per_day = _BUCKETS_A_DAY[freq]
+    return AlertRules(
+        per_day=per_day,
+        budget=Budget(share=settings.alert_false_share),
+        cooldown=math.ceil(settings.alert_cooldown_h * per_day / _HOURS_A_DAY),
+        update_ms=round(settings.alert_update_s * 1000),
     )

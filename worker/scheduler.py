@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import islice, zip_longest
 from typing import NamedTuple, Protocol
 
+import msgspec
 import numpy as np
 
 from feature_store.store import NO_ADDITIONS, Additions, BehindError, Done, FencedError, Heads
@@ -19,10 +20,12 @@ from forecaster.baselines import empirical_forecast
 from forecaster.contract import ROWS_PER_PASS
 from forecaster.inputs import ModelInputs, ModelOutputs, Subject, build_inputs
 from worker import metrics
+from worker.alert_messages import closed_alerts
 from worker.aside import Message
 from worker.calibration import outcomes_of
 from worker.errors import ForecastUnavailableError
 from worker.forecast_messages import BASELINE, ForecastRules, LaneRead, Messages, Model, forecast_messages
+from worker.schemas import Alert
 from worker.sold import rows_of
 
 logger = logging.getLogger(__name__)
@@ -174,7 +177,7 @@ class Scheduler:
         for one in prepared:
             stop = start + len(one.read.subjects)
             own = ModelOutputs(*(array[start:stop] for array in outputs))
-            made.append(forecast_messages(self._rules, freq, one.read, own, model))
+            made.append(forecast_messages(self._rules, freq, one.read, one.inputs, own, model))
             start = stop
         await asyncio.gather(  # 2, 3
             *(self._publish(freq, one.lane, own, model) for one, own in zip(prepared, made, strict=True))
@@ -200,6 +203,9 @@ class Scheduler:
         item_ids = [read.subjects[i][0].item_id for i in gone]
         sent_before = [item_id for i, item_id in zip(gone, item_ids, strict=True) if read.revisions[i] > 0]
         await lane.send_forecasts(self._rules.topic, freq, [(item_id, None) for item_id in sent_before])
+        if freq in self._rules.alert_rules:
+            alerts = closed_alerts(freq, read, gone, self._rules.calendar)
+            await lane.send(self._rules.topic_alerts, _as_messages(alerts))
         await lane.forecasts_done(
             freq, [Done(item_id, read.marks[i], None) for i, item_id in zip(gone, item_ids, strict=True)]
         )
@@ -230,6 +236,7 @@ class Scheduler:
             await asyncio.gather(
                 lane.send_forecasts(self._rules.topic, freq, made.messages),
                 lane.send(self._rules.topic_accuracy, accuracy),
+                lane.send(self._rules.topic_alerts, _as_messages(made.alerts)),
             )
             await lane.forecasts_done(freq, made.done, made.additions)
         except (FencedError, BehindError) as error:
@@ -237,6 +244,8 @@ class Scheduler:
             lane.closed = True
             return
         metrics.FORECASTS.labels(freq, str(degraded).lower()).inc(len(made.messages))
+        for _, alert in made.alerts:
+            metrics.ALERTS.labels(alert.kind, alert.episode_state, alert.severity).inc()
         for learnt in made.additions.learnt.values():
             for place, count in outcomes_of(learnt)._asdict().items():
                 metrics.CALIBRATION_OUTCOMES.labels(freq, place).inc(count)
@@ -245,3 +254,7 @@ class Scheduler:
                 self._degraded[freq, item_id] = lane
             else:
                 self._degraded.pop((freq, item_id), None)
+
+
+def _as_messages(alerts: Sequence[tuple[str, Alert]]) -> list[Message]:
+    return [Message(key.encode(), msgspec.json.encode(alert)) for key, alert in alerts]

@@ -27,6 +27,7 @@ _FREQ_LISTS = (
     "calibrated_freqs",
     "scored_freqs",
     "item_accuracy_freqs",
+    "alert_freqs",
 )
 
 
@@ -174,6 +175,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     accuracy_interval_s: Annotated[
         int, Meta(ge=1, description="seconds of event time between messages of the same window of accuracy")
     ] = 600
+    alert_freqs: Annotated[
+        tuple[str, ...],
+        Meta(description="by these, 1h or 1d, alerts are raised; with both, of the same thing twice"),
+    ] = ("1h",)
+    alert_false_share: Annotated[
+        float, Meta(gt=0, lt=1, description="of all alerts, the share that may be false; see docs/alerts.md")
+    ] = 0.1
+    alert_update_s: Annotated[
+        float, Meta(gt=0, description="seconds of event time after which an open alert is told of again")
+    ] = 21_600.0
+    alert_cooldown_h: Annotated[
+        float, Meta(ge=0, description="hours after an alert's close in which none is opened for the item")
+    ] = 48.0
     prediction_length_1h: Annotated[int, Meta(ge=1, description="hourly steps")] = 48
     prediction_length_1d: Annotated[int, Meta(ge=1, description="daily steps")] = 28
     prediction_length_1w: Annotated[int, Meta(ge=1, description="weekly steps")] = 13
@@ -196,8 +210,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for field in _FREQ_LISTS:
             for freq in getattr(self, field):
-                if freq not in WINDOWS:
-                    raise ValueError(f"{field}: {freq!r} is not one of {', '.join(WINDOWS)}")
+                allowed = [known for known in WINDOWS if field != "alert_freqs" or known != "1w"]
+                if freq not in allowed:
+                    raise ValueError(f"{field}: {freq!r} is not one of {', '.join(allowed)}")
         for freq in self.forecast_freqs:
             longest = WINDOWS[freq].max_prediction_length
             if self.prediction_length(freq) > longest:

@@ -215,7 +215,7 @@ class Messages:
             read = prepared.read._replace(
                 calibrations=[self._items.get((*key, name)) for name in names], segments=dict(segments)
             )
-            made = forecast_messages(self._rules, batch.freq, read, outputs, Model(_NAME, "1"))
+            made = forecast_messages(self._rules, batch.freq, read, prepared.inputs, outputs, Model(_NAME, "1"))
             self._items |= {(*key, one.item_id): one.calibration for one in made.done if one.calibration is not None}
             segments |= {zone: added(segments.get(zone), learnt) for zone, learnt in made.additions.learnt.items()}
             for item_id, value in made.messages:

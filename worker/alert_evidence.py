@@ -1,0 +1,135 @@
+"""Evidence that counts have left what was expected of them: the sums behind alerts. Pure functions over arrays.
+
+A count (order lines, units, carts, views) whose mean is `expected` and whose variance is `spread × expected` is taken
+for a negative binomial with a fixed spread: sums over any stretch of time have the same form. Then
+
+    exp(θ × count - κ × expected),   κ = ln((1 + r (spread - 1)) / spread) / (spread - 1),
+                                     θ = ln(r spread / (1 + r (spread - 1)))
+
+has mean 1 at every moment while the count follows its forecast, and grows fastest where its mean is r times that
+(the exponential martingale of a process with independent increments; Küchler and Sørensen 1997, "Exponential families
+of stochastic processes"). Where the true mean is lower (r > 1) or higher (r < 1) it shrinks on average. So it may be
+looked at as often as one likes: the chance that it ever passes c is at most 1 / c (Ville 1939).
+
+A detector multiplies it up bucket by bucket and begins anew wherever that is better (CUSUM of Page 1954, as an
+e-detector of Shin, Ramdas and Rinaldo 2023, "E-detectors: a nonparametric framework for sequential change detection"):
+all windows that end now are looked at in one number, and while nothing has changed it takes at least c days on average
+until it passes c. Several detectors of a kind are averaged, which keeps that promise.
+
+Ratings have a past mean instead of a forecast. With dissatisfaction y = (5 - rating) / 4 of past mean p,
+exp(θ Σ y) / (1 + p (e^θ - 1))^n has a mean of at most 1 whatever the distribution of ratings (Hoeffding 1963,
+"Probability inequalities for sums of bounded random variables").
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+KINDS = ("demand_above", "demand_below", "interest_above", "review_below")
+CHANNELS = ("order_lines", "units", "add_to_carts", "views", "ratings")
+LINES, UNITS, CARTS, VIEWS, RATINGS = range(len(CHANNELS))
+
+
+class Detector(NamedTuple):
+    """What one detector looks for: `ratio` times what is expected of a channel."""
+
+    kind: int
+    channel: int
+    ratio: float
+
+
+DETECTORS: tuple[Detector, ...] = (
+    *(Detector(0, LINES, ratio) for ratio in (1.6, 2.5, 5.0)),
+    *(Detector(0, UNITS, ratio) for ratio in (2.5, 8.0)),
+    *(Detector(1, LINES, ratio) for ratio in (0.5, 0.1)),
+    *(Detector(2, CARTS, ratio) for ratio in (1.6, 2.5, 5.0)),
+    *(Detector(2, VIEWS, ratio) for ratio in (1.6, 4.0)),
+    *(Detector(3, RATINGS, ratio) for ratio in (1.5, 2.5)),
+)
+KIND_OF: Integers = np.array([detector.kind for detector in DETECTORS], dtype=np.int64)
+CHANNEL_OF: Integers = np.array([detector.channel for detector in DETECTORS], dtype=np.int64)
+_RATIOS: Floats = np.array([detector.ratio for detector in DETECTORS])
+# A forecast is a little off for weeks on end: only what is beyond these factors of it counts as having left it.
+_SLACK: Floats = np.where(_RATIOS > 1, 1.3, 0.8)
+_WORST_RATING_SHARE = 0.95
+_NEGLIGIBLE = 1e-12
+
+
+class Tilts(NamedTuple):
+    """Of each item and detector: float64 (item, detector). Evidence grows by gain × count - cost × expected; of ratings
+    `count` is dissatisfaction, and `expected` the number of ratings."""
+
+    gain: Floats
+    cost: Floats
+
+
+def tilts_of(spread: Floats, past_dissatisfaction: Floats) -> Tilts:
+    """Tilts of counts of these spreads.
+
+    Args:
+        spread: float64 (item, channel but ratings): variance over mean, above 1.
+        past_dissatisfaction: float64 (item,): mean of (5 - rating) / 4, between 0 and 1.
+    """
+    padded = np.concatenate([spread, np.full((len(spread), 1), 2.0)], axis=1)
+    own = padded[:, CHANNEL_OF]
+    widened = 1 + _RATIOS * (own - 1)
+    gain = np.log(_RATIOS * own / widened)
+    cost = _SLACK * np.log(widened / own) / (own - 1)
+    p = past_dissatisfaction[:, None]
+    worse = np.minimum(_RATIOS * p, _WORST_RATING_SHARE)
+    rating_gain = np.log(worse * (1 - p) / (p * (1 - worse)))
+    rating_cost = np.log1p(p * np.expm1(rating_gain))
+    is_rating = CHANNEL_OF == RATINGS
+    return Tilts(np.where(is_rating, rating_gain, gain), np.where(is_rating, rating_cost, cost))
+
+
+def by_kind(evidence: Floats) -> Floats:
+    """Log of the mean of each kind's detectors: float64 (item, kind), from float64 (item, detector)."""
+    highest = evidence.max(axis=1, keepdims=True)
+    share = np.exp(evidence - highest)
+    means = [share[:, kind == KIND_OF].mean(axis=1) for kind in range(len(KINDS))]
+    return np.asarray(highest + np.log(np.maximum(np.stack(means, axis=1), 1e-300)))
+
+
+def tail_probability(count: float, expected: float, spread: float, *, above: bool) -> float:
+    """Chance of at least (above) or at most so many, of a negative binomial: also beyond any quantile that a forecast
+    states."""
+    size, odds = max(expected, 1e-9) / (spread - 1), 1 - 1 / spread
+    number = math.ceil(count) if above else math.floor(count)
+    term = math.exp(
+        math.lgamma(number + size)
+        - math.lgamma(size)
+        - math.lgamma(number + 1)
+        + number * math.log(odds)
+        - size * math.log(spread)
+    )
+    total = 0.0
+    while term > total * _NEGLIGIBLE and term > 0:
+        total += term
+        if above:
+            term *= (number + size) / (number + 1) * odds
+            number += 1
+        elif number == 0:
+            break
+        else:
+            term *= number / (number - 1 + size) / odds
+            number -= 1
+    return min(total, 1.0)
+
+
+def spread_of_quantiles(quantiles: Floats, levels: Floats, mean: Floats) -> Floats:
+    """Variance over mean of a distribution given by quantiles (row, quantile), beyond the last of which it falls
+    exponentially: at the pace between its last two. float64 (row,), at least 1."""
+    weights = np.diff(np.concatenate([[0.0], (levels[1:] + levels[:-1]) / 2, [levels[-1]]]))
+    deviation = (np.square(quantiles - mean[:, None]) * weights).sum(axis=1)
+    pace = (quantiles[:, -1] - quantiles[:, -2]) / np.log((1 - levels[-2]) / (1 - levels[-1]))
+    last = np.maximum(quantiles[:, -1] - mean, 0.0)
+    tail = (1 - levels[-1]) * (np.square(last) + 2 * last * pace + 2 * np.square(pace))
+    return np.asarray(np.maximum((deviation + tail) / np.maximum(mean, 1e-9), 1.0))
