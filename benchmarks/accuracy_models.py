@@ -1,5 +1,5 @@
 """Our own contestants of the accuracy benchmark: the shipped weights as they are, tuned to the shop, a transformer that
-has seen nothing else, trees, trees with means scaled to what groups of items sell, and what two of them say together.
+has seen nothing else, trees, some of them scaled to what groups of items sell, and what two of them say together.
 Trained ones are kept in a folder, and taken from there the next time."""
 
 from __future__ import annotations
@@ -73,11 +73,11 @@ def own_contestants(task: Task, folder: Path, minutes: float, wanted: tuple[str,
         own = make(task, folder / name, minutes) if name in wanted else None
         if own is not None:
             made[name] = own
-    best = "gbm"
-    if "gbm_scaled" in wanted and "gbm" in made and task.grouped:
-        best = "gbm_scaled"
-        scaled = GroupScaled(best, made["gbm"].contestant, ("event", *task.covariates.known))
-        made[best] = made["gbm"]._replace(contestant=scaled)
+    for name, member in _GROUPED.items():
+        if name in wanted and member in made and task.grouped:
+            scaled = GroupScaled(name, made[member].contestant, ("event", *task.covariates.known))
+            made[name] = made[member]._replace(contestant=scaled)
+    best = "gbm_scaled" if "gbm_scaled" in made else "gbm"
     if "ensemble" in wanted and {"patch_transformer", best} <= set(made):
         both = [made[name] for name in ("patch_transformer", best)]
         minutes_of_both = sum(own.train_minutes for own in both)
@@ -173,4 +173,5 @@ _MAKERS: dict[str, Callable[[Task, Path, float], Own | None]] = {
     "patch_transformer": _from_scratch,
     "gbm": _trees,
 }
-OWN = (*_MAKERS, "gbm_scaled", "ensemble")
+_GROUPED = {"shipped_scaled": "shipped", "gbm_scaled": "gbm"}  # scaled to what groups sell, and of whom
+OWN = (*_MAKERS, *_GROUPED, "ensemble")

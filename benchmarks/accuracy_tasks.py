@@ -110,6 +110,7 @@ def walmart(folder: Path) -> Task:
         season=1,
         split="Walmart, weekly: 65 weeks known, the 39 up to 2012-01-27 forecast",
         covariates=data.WALMART_COVARIATES,
+        grouped=True,
     )
 
 

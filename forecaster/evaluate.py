@@ -15,6 +15,7 @@ from forecaster.contestants import empirical, of_model
 from forecaster.contract import WINDOWS
 from forecaster.evaluation import Group, Plan, draw_sample, evaluate
 from forecaster.evaluation_summary import summarise, tables
+from forecaster.group_sales import GroupError, GroupScaled
 from forecaster.predictor import DemandModel, load_model
 from forecaster.rolling_origins import origins_of
 from forecaster.score_table import SEASONS
@@ -74,13 +75,23 @@ def baselines_of(text: str) -> tuple[str, ...]:
     return names
 
 
-def groups_of(models: dict[str, DemandModel], names: Sequence[str], known: Sequence[str]) -> list[Group]:
-    """Who takes part. `known`: columns of the table, beyond the contract's, that are known ahead.
+def groups_of(
+    models: dict[str, DemandModel], names: Sequence[str], known: Sequence[str], *, scaled: bool = False
+) -> list[Group]:
+    """Who takes part.
+
+    Args:
+        models: by name. names: of baselines.
+        known: columns of the table, beyond the contract's, that are known ahead.
+        scaled: each model a second time, its forecasts scaled to what groups of items sell.
 
     Raises:
         click.ClickException: a library is not installed.
     """
     groups = [Group(of_model(name, model), everywhere=True) for name, model in models.items()]
+    if scaled:
+        members = [(name, of_model(name, model)) for name, model in models.items()]
+        groups += [Group(GroupScaled(f"{name}_scaled", m, ("event", *known)), everywhere=True) for name, m in members]
     if "empirical" in names:
         groups.append(Group(empirical(), everywhere=True))
     fast, slow = [n for n in _FAST if n in names], [n for n in _SLOW if n in names]
@@ -162,6 +173,11 @@ def write(folder: Path, summary: dict[str, Any], page: bytes) -> None:
 )
 @click.option("--seed", default=0, show_default=True, help="Of that draw.")
 @click.option(
+    "--follow-groups",
+    is_flag=True,
+    help="Each model a second time, scaled to what its items' categories and brands sell together.",
+)
+@click.option(
     "--season",
     type=click.IntRange(min=1),
     help="Lag of the naive forecast that scales MASE and SQL.  [default: 24 for 1h, 7 for 1d, 1 for 1w, as fev-bench]",
@@ -182,9 +198,12 @@ def command(as_json: bool, output: Path | None, **arguments: Any) -> None:
         raise click.UsageError("nobody takes part: --model none needs --baselines")
     loaded: LoadedSeries = load_series(arguments, console=messages)
     plan = plan_of(loaded.table, arguments)
-    groups = groups_of(models, names, loaded.covariates.known)
-    with messages.status("evaluating") as status:
-        found = evaluate(loaded.table, plan, groups, progress=lambda text: status.update(f"evaluating, {text}"))
+    groups = groups_of(models, names, loaded.covariates.known, scaled=arguments["follow_groups"])
+    try:
+        with messages.status("evaluating") as status:
+            found = evaluate(loaded.table, plan, groups, progress=lambda text: status.update(f"evaluating, {text}"))
+    except GroupError as error:
+        raise click.ClickException(f"--follow-groups: {error}") from error
     summary = summarise(found, loaded.table)
     if output is not None:
         from forecaster.evaluation_report import render_report  # noqa: PLC0415 - matplotlib, for who wants a report

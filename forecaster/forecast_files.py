@@ -23,6 +23,7 @@ from pyarrow import csv
 from feature_store.calendar_time import FIXED_MS
 from forecaster.contract import QUANTILE_LEVELS
 from forecaster.inputs import ModelOutputs
+from forecaster.rolling_origins import Forecasts
 from forecaster.series import SeriesTable
 
 QUANTILE_COLUMNS: tuple[str, ...] = tuple(f"q{level:g}" for level in QUANTILE_LEVELS)
@@ -83,7 +84,7 @@ class ForecastFile:
         else:
             self._partial.unlink(missing_ok=True)
 
-    def write(self, rows: NDArray[np.int64], running: int, outputs: ModelOutputs) -> None:
+    def write(self, rows: NDArray[np.int64], running: int, outputs: Forecasts | ModelOutputs) -> None:
         """Forecasts of the series `rows`, whose first step is the bucket `running`."""
         items, steps = outputs.mean.shape
         named = pa.array([self._table.item_ids[row] for row in rows.tolist()], pa.string())

@@ -1,14 +1,17 @@
 """What groups of items sell together: their weekdays, holidays and seasons, which are clear in a group's sums where
-each item's own are lost in noise. Means of items are scaled so that the group's sums follow them.
+each item's own are lost in noise. Forecasts of items are scaled so that the group's sums follow them.
 
-A group is the items of one category and one brand (of M5: one department of one store). Two things are taken from its
-past, and each is followed in part:
+By day a group is the items of one category and one brand (of M5: one department of one store). Two things are taken
+from its past, and each is followed in part, by the means alone:
 
 - how a day's sales relate to the other days of the forecast: a ridge regression of the logarithm of the group's daily
   sales on weekday, day of the month, time of year (Fourier terms), a straight trend, and the covariates known ahead
   with the day before and after them;
 - how much all days together sell, next to the last weeks: as a year (52 weeks) ago, by the group's own sales where they
   went nearly as all groups' did. A group that has doubled had a reason, which will not come back with the season.
+
+By week a group is the items of one category: each week is followed in part, by means and quantiles, to what the group
+sold in the same week a year (52 weeks) ago, times what it has grown by since.
 """
 
 from __future__ import annotations
@@ -34,8 +37,16 @@ _DAY_FOLLOWED, _TOTAL_FOLLOWED = 0.75, 0.7
 _OWN = 1.05  # a group's season over four weeks differs from all groups' by at most this factor
 _LEAST_DAYS = 56  # without as many, a group's past says nothing
 _BOUNDS = (0.0, 3.0)
+_YEAR_WEEKS, _GROWTH_WEEKS = 52, 13
+_WEEK_FOLLOWED = 0.7
+_PRIOR = 20.0  # units a week of a group that speak for the forecast as it is: few sales make no season
+_GROWTH_BOUNDS, _WEEK_BOUNDS = (0.7, 1.4), (0.25, 4.0)
 
 Values = NDArray[np.float64]
+
+
+class GroupError(ValueError):
+    """There are no groups that could be followed; says why and the remedy."""
 
 
 class _Groups(NamedTuple):
@@ -49,7 +60,7 @@ class _Groups(NamedTuple):
 
 
 class GroupScaled:
-    """A contestant of daily forecasts whose means are scaled to what groups sell. Quantiles stay as they are."""
+    """A contestant whose forecasts are scaled to what groups sell, see `follow_groups`."""
 
     def __init__(self, name: str, member: Contestants, known: Sequence[str] = ()) -> None:
         """
@@ -65,8 +76,71 @@ class GroupScaled:
     ) -> Mapping[str, Forecasts]:
         """See `rolling_origins.Contestants`."""
         said = next(iter(self._member.forecast(table, rows, running, prediction_length).values()))
-        scaled = scaled_means(table, rows, running, said.mean, self._known)
-        return {self.names[0]: said._replace(mean=scaled)}
+        return {self.names[0]: follow_groups(table, rows, running, said, self._known)}
+
+
+def follow_groups(
+    table: SeriesTable, rows: Integers, running: int, said: Forecasts, known: Sequence[str] = ()
+) -> Forecasts:
+    """Forecasts scaled to what groups of items sell: of days the means, of weeks the quantiles too.
+
+    Args:
+        table: of days or weeks; what is sold from bucket `running` on is not looked at.
+        rows: int64 (item,), the forecast series; only these make up the groups.
+        said: of these series, from bucket `running` on.
+        known: columns of the table, known ahead; of use by day alone.
+
+    Raises:
+        GroupError: the table's buckets are hours, or none of its items has a category or brand.
+    """
+    if table.freq not in ("1d", "1w"):
+        raise GroupError(f"groups are looked at by day and by week, not by {table.freq}")
+    if not (table.category_code[rows].any() or table.brand_code[rows].any()):
+        raise GroupError(
+            "no item has a category or a brand, so that there are no groups to follow: name them in a table of the "
+            "items (--static)"
+        )
+    if table.freq == "1d":
+        return said._replace(mean=scaled_means(table, rows, running, said.mean, known))
+    factor = _week_factors(table, rows, running, said.mean.astype(np.float64))
+    whole = (said.quantiles == said.quantiles.round()).all(axis=(1, 2), keepdims=True)
+    quantiles = said.quantiles * factor[:, :, None]
+    quantiles = np.where(whole, np.floor(quantiles + 0.5), quantiles)
+    return Forecasts(quantiles.astype(np.float32), (said.mean * factor).astype(np.float32))
+
+
+def _week_factors(table: SeriesTable, rows: Integers, running: int, mean: Values) -> Values:
+    """What each item's weeks are multiplied by: float64 (item, step); 1 where nothing is known of a year ago."""
+    steps = mean.shape[1]
+    _, of_item = np.unique(table.category_code[rows], return_inverse=True)
+    of_item = of_item.reshape(-1)
+    groups = int(of_item.max()) + 1
+    past = _last_cells(table, rows, running, 2 * _YEAR_WEEKS)
+    now, before = past[:, -_GROWTH_WEEKS:], past[:, -_YEAR_WEEKS - _GROWTH_WEEKS : -_YEAR_WEEKS]
+    both = np.isfinite(now) & np.isfinite(before)
+    sums = [_summed(of_item, np.where(both, part, 0.0), groups).sum(axis=1) + _PRIOR for part in (now, before)]
+    growth = np.clip(sums[0] / sums[1], *_GROWTH_BOUNDS)
+    year_ago = past[:, -_YEAR_WEEKS:][:, np.arange(steps) % _YEAR_WEEKS]
+    told = np.isfinite(year_ago)
+    expected = growth[:, None] * _summed(of_item, np.where(told, year_ago, 0.0), groups)
+    bottom_up = _summed(of_item, np.where(told, mean, 0.0), groups)
+    factor = np.clip((expected + _PRIOR) / (bottom_up + _PRIOR), *_WEEK_BOUNDS) ** _WEEK_FOLLOWED
+    return np.asarray(factor[of_item])
+
+
+def _last_cells(table: SeriesTable, rows: Integers, running: int, count: int) -> Values:
+    """Units of the last buckets before `running`, at least 0: float64 (item, count), NaN = not known."""
+    out = np.full((len(rows), count), np.nan)
+    for place, row in enumerate(rows.tolist()):
+        known = min(running - int(table.first_bucket[row]), int(table.offsets[row + 1] - table.offsets[row]))
+        last = int(table.offsets[row]) + known
+        missing = running - int(table.first_bucket[row]) - known  # a series that ended before
+        values = table.units[max(last - count, int(table.offsets[row])) : last]
+        at = count - missing
+        if at > 0:
+            values = values[-at:]
+            out[place, at - len(values) : at] = np.maximum(values, 0.0)
+    return out
 
 
 def scaled_means(
@@ -85,10 +159,10 @@ def scaled_means(
         and four weeks keep their total.
 
     Raises:
-        ValueError: the table's buckets are not days.
+        GroupError: the table's buckets are not days.
     """
     if table.freq != "1d":
-        raise ValueError(f"groups are looked at by day, not by {table.freq}")
+        raise GroupError(f"groups are looked at by day, not by {table.freq}")
     steps = mean.shape[1]
     groups = _groups(table, rows, (running, steps), known)
     bottom_up = _summed(groups.of_item, mean.astype(np.float64), len(groups.sales))

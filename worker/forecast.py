@@ -21,7 +21,9 @@ from rich.progress import Progress
 from feature_store.calendar_time import FIXED_MS, bucket_of, bucket_start_ms, local_to_utc_ms
 from forecaster.contract import MAX_BATCH_SIZE, MODEL_NAME, NO_COVARIATES, WINDOWS, Covariates
 from forecaster.forecast_files import ForecastFile, bucket_dates, refuse_ending
+from forecaster.group_sales import follow_groups
 from forecaster.inputs import ModelInputs, ModelOutputs
+from forecaster.rolling_origins import Forecasts
 from forecaster.series import SeriesTable
 from forecaster.series_options import LoadedSeries, cleaning_options, load_series, series_options
 from worker.backtest_models import SHIPPED
@@ -66,6 +68,12 @@ class _Model(NamedTuple):
     type=click.Path(dir_okay=False, path_type=Path),
     required=True,
     help="File to write, .parquet or .csv: item_id, bucket_start, step, mean, q0.005 … q0.995.",
+)
+@click.option(
+    "--follow-groups",
+    is_flag=True,
+    help="Scale forecasts to what items of a category and brand sell together: days' means to the group's weekdays, "
+    "holidays and season, weeks to the category's last year.",
 )
 @cleaning_options
 def command(**arguments: Any) -> None:
@@ -148,14 +156,21 @@ async def _run(
     async with _model(arguments["model"], arguments["triton_url"]) as model:
         _check(model, loaded, console)
         with file, Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
-            await _write(model, table, file, (rows, *span), bar)
+            made = _forecasts(model, table, (rows, *span), bar)
+            if arguments["follow_groups"]:
+                parts = [(outputs.quantiles, outputs.mean) async for _, outputs in made]
+                said = Forecasts(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+                file.write(rows, running, follow_groups(table, rows, running, said, ("event", *model.covariates.known)))
+            else:
+                async for block, outputs in made:
+                    file.write(block, running, outputs)
     return model.name, len(rows)
 
 
-async def _write(
-    model: _Model, table: SeriesTable, file: ForecastFile, wanted: tuple[NDArray[np.int64], int, int], bar: Progress
-) -> None:
-    """As many blocks at a time as there are cores."""
+async def _forecasts(
+    model: _Model, table: SeriesTable, wanted: tuple[NDArray[np.int64], int, int], bar: Progress
+) -> AsyncIterator[tuple[NDArray[np.int64], ModelOutputs]]:
+    """Blocks of the wanted rows and their forecasts, in order; as many at a time as there are cores."""
     rows, running, steps = wanted
     blocks = [rows[first : first + MAX_BATCH_SIZE] for first in range(0, len(rows), MAX_BATCH_SIZE)]
     task = bar.add_task("forecasting", total=len(rows))
@@ -165,7 +180,7 @@ async def _write(
         windows = [table.windows(block, np.full(len(block), running), steps, model.covariates) for block in some]
         answers = await asyncio.gather(*(model.forecast(window.inputs) for window in windows))
         for block, outputs in zip(some, answers, strict=True):
-            file.write(block, running, outputs)
+            yield block, outputs
             bar.advance(task, len(block))
 
 

@@ -61,6 +61,22 @@ def test_models_and_baselines_are_scored_side_by_side_and_written_down(sales: Pa
     assert json.loads((tmp_path / "out" / "scores.json").read_text(encoding="utf-8")) == found
 
 
+def test_models_scaled_to_groups_stand_beside_the_models(sales: Path, tmp_path: Path) -> None:
+    items = sorted(set(pq.read_table(sales)["item_id"].to_pylist()))
+    static = tmp_path / "items.csv"
+    static.write_text("item_id,category\n" + "".join(f"{item},{'ab'[i % 2]}\n" for i, item in enumerate(items)))
+    options = ("--prediction-length", 14, "--baselines", "none", "--follow-groups", "--json")
+    result = _run("--series", sales, "--static", static, *options)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout.splitlines()[-1])["on_sample"]
+    assert list(found) == ["shelfcast", "shelfcast_scaled"]
+    assert found["shelfcast"]["rmse"] != found["shelfcast_scaled"]["rmse"]
+    assert found["shelfcast"]["wql"] == found["shelfcast_scaled"]["wql"], "quantiles of days stay as they are"
+    without = _run("--series", sales, *options)
+    assert without.exit_code == 1
+    assert "--follow-groups: no item has a category or a brand" in without.output
+
+
 def test_the_report_needs_no_other_file(sales: Path, tmp_path: Path) -> None:
     result = _run("--series", sales, "--prediction-length", 7, "--baselines", _QUICK, "--output", tmp_path)
     assert result.exit_code == 0, result.output

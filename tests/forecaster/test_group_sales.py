@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from forecaster.group_sales import GroupScaled, scaled_means
+from forecaster.group_sales import GroupError, GroupScaled, follow_groups, scaled_means
 from forecaster.rolling_origins import Forecasts
 from forecaster.series import SeriesTable
 
@@ -133,3 +133,89 @@ def test_a_contestants_quantiles_stay() -> None:
     said = GroupScaled("scaled", _Flat(), ["offer"]).forecast(table, rows, _FIRST + days, _STEPS)["scaled"]
     assert np.array_equal(said.quantiles, raw.quantiles)
     assert np.array_equal(said.mean, scaled_means(table, rows, _FIRST + days, raw.mean, ["offer"]))
+
+
+def _weeks(known: int, steps: int, units: float, seed: int = 0) -> tuple[SeriesTable, NDArray[np.float64]]:
+    """Two categories with opposite years, and what each of their items is expected to sell in every week."""
+    week = np.arange(known + steps)
+    peak = 1 + 2 * np.exp(-0.5 * (((week - 40) % 52 - 26) / 2.0) ** 2)
+    codes = (np.arange(_ITEMS) >= _ITEMS // 2).astype(np.int64) + 1
+    rates = units * np.where(codes[:, None] == 1, peak, 2 - 0.5 * peak)
+    sold = np.random.default_rng(seed).poisson(rates).astype(np.float32)
+    sold[:, 0] = 1
+    sold[:, known:] = np.nan
+    table = SeriesTable(
+        freq="1w",
+        time_zone="UTC",
+        item_ids=tuple(str(i) for i in range(_ITEMS)),
+        first_bucket=np.full(_ITEMS, 2_500),
+        offsets=np.arange(_ITEMS + 1) * (known + steps),
+        units=sold.ravel(),
+        columns={},
+        category_code=codes,
+        brand_code=np.arange(_ITEMS),
+        launch_bucket=np.full(_ITEMS, 2_500),
+    )
+    return table, rates[:, known:]
+
+
+def _said(table: SeriesTable, known: int, steps: int) -> Forecasts:
+    recent = table.units.reshape(_ITEMS, -1)[:, :known].mean(axis=1)
+    mean = np.repeat(recent[:, None], steps, axis=1).astype(np.float32)
+    return Forecasts(np.repeat(mean[:, :, None], 19, axis=2) + np.arange(19, dtype=np.float32) / 100, mean)
+
+
+def test_weeks_follow_what_the_category_sold_a_year_ago() -> None:
+    known, steps = 70, 39
+    table, truth = _weeks(known, steps, 100.0)
+    raw = _said(table, known, steps)
+    said = follow_groups(table, np.arange(_ITEMS), 2_500 + known, raw)
+
+    def wrong(mean: NDArray[np.float32]) -> float:
+        return float(np.abs(mean - truth).mean())
+
+    assert wrong(said.mean) < 0.5 * wrong(raw.mean)
+    factor = said.mean / raw.mean
+    assert np.allclose(said.quantiles, raw.quantiles * factor[:, :, None], rtol=1e-4)
+    assert np.allclose(factor[0], factor[1]), "items of a category are scaled alike"
+
+
+def test_weeks_after_the_origin_and_unknown_years_change_nothing() -> None:
+    known, steps = 70, 39
+    table, _ = _weeks(known, steps, 100.0)
+    told = table.units.reshape(_ITEMS, -1).copy()
+    told[:, known:] = 1e6
+    rows, raw = np.arange(_ITEMS), _said(table, known, steps)
+    later = dataclasses.replace(table, units=told.ravel())
+    a, b = (follow_groups(t, rows, 2_500 + known, raw) for t in (table, later))
+    assert np.array_equal(a.quantiles, b.quantiles)
+    short = follow_groups(table, rows, 2_500 + 30, raw)
+    # The first week known is the last year's of the 22nd step after these.
+    assert np.allclose(short.mean[:, :22], raw.mean[:, :22])
+
+
+def test_few_sales_make_no_season() -> None:
+    known, steps = 70, 39
+    table, _ = _weeks(known, steps, 0.2)
+    raw = _said(table, known, steps)
+    said = follow_groups(table, np.arange(_ITEMS), 2_500 + known, raw)
+    assert np.abs(said.mean / raw.mean - 1).max() < 0.25
+
+
+def test_whole_quantiles_of_weeks_stay_whole() -> None:
+    known, steps = 70, 39
+    table, _ = _weeks(known, steps, 100.0)
+    raw = _said(table, known, steps)
+    whole = raw._replace(quantiles=np.rint(raw.quantiles))
+    said = follow_groups(table, np.arange(_ITEMS), 2_500 + known, whole).quantiles
+    assert (said == said.round()).all()
+
+
+def test_what_has_no_groups_is_refused() -> None:
+    table, rows = _table(60), np.arange(_ITEMS)
+    raw = Forecasts(np.ones((_ITEMS, _STEPS, 19), np.float32), np.ones((_ITEMS, _STEPS), np.float32))
+    with pytest.raises(GroupError, match="by day and by week, not by 1h"):
+        follow_groups(dataclasses.replace(table, freq="1h"), rows, _FIRST + 60, raw)
+    nameless = dataclasses.replace(table, category_code=np.zeros(_ITEMS, dtype=np.int64))
+    with pytest.raises(GroupError, match="no item has a category or a brand"):
+        follow_groups(nameless, rows, _FIRST + 60, raw)

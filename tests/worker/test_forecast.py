@@ -176,6 +176,23 @@ def test_a_model_with_covariates_is_given_those_of_past_and_future(tmp_path: Pat
     assert "does not look at wind" in result.output
 
 
+def test_means_follow_groups_of_items_when_asked(tmp_path: Path) -> None:
+    source, static = series_file(tmp_path, "1d"), tmp_path / "items.csv"
+    static.write_text("item_id,category\n" + "".join(f"{item},all\n" for item in counts("1d").item_ids))
+    asked = ("--series", source, "--time-zone", ZONE, "--static", static, "--output")
+    assert run(*asked, tmp_path / "plain.parquet").exit_code == 0
+    assert run(*asked, tmp_path / "scaled.parquet", "--follow-groups").exit_code == 0
+    plain, scaled = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("plain", "scaled"))
+    factor = (numbers(scaled, "mean") / numbers(plain, "mean")).reshape(-1, WINDOWS["1d"].max_prediction_length)
+    assert np.allclose(factor, factor[0], rtol=1e-4), "items of a group are scaled alike"
+    assert not np.allclose(factor, 1, atol=0.01)
+    assert scaled["q0.5"] == plain["q0.5"]
+    nameless = run("--series", source, "--time-zone", ZONE, "--output", tmp_path / "no.parquet", "--follow-groups")
+    assert nameless.exit_code == 1
+    assert "no item has a category or a brand" in nameless.output
+    assert not (tmp_path / "no.parquet").exists()
+
+
 def test_a_recording_is_forecast_from_its_last_whole_bucket_on(tmp_path: Path) -> None:
     start_ms = 1_709_510_400_000  # 4 March 2024
     records = [
