@@ -11,7 +11,6 @@ import dataclasses
 import gc
 import logging
 import os
-import ssl
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -28,15 +27,17 @@ from feature_store.store import FeatureStore, StoreClosedError
 from forecaster.contract import ROWS_PER_PASS
 from forecaster.inputs import ModelInputs
 from worker import metrics
+from worker.accuracy_reports import AccuracyReporter
 from worker.aside import Message
 from worker.errors import ForecastUnavailableError, TopicError, WatchdogError
 from worker.forecast_client import ForecastClient, ForecastReply
 from worker.forecast_messages import ForecastRules
 from worker.global_calendar import GlobalCalendar
+from worker.lane import Lane
 from worker.lane_keeper import LaneKeeper
 from worker.lane_state import LaneRules
 from worker.record_fetcher import RecordBatch, passing_errors
-from worker.rules import forecast_rules, lane_rules
+from worker.rules import forecast_rules, lane_rules, report_rules
 from worker.scheduler import Scheduler
 from worker.settings import Settings
 from worker.topics import ASIDE_BYTES, ensure_topics, kafka_client_config
@@ -45,6 +46,7 @@ from worker.transport import (
     BatchConsumer,
     BatchSchema,
     BatchTransport,
+    credentials,
     send_batch,
 )
 from worker.version_follower import EVERY_S, VersionFollower
@@ -57,6 +59,7 @@ _RESEND_PAUSE_S = 0.5
 _DRAIN_S = 20.0
 _COLLECT_EVERY = 200_000  # objects
 _SEEK_S = 5.0
+_REPORT_S = 1.0
 _ROUNDS_AT_ONCE = 2  # of each freq: while the model works on one, the other is read, written and sent
 
 
@@ -101,11 +104,12 @@ class Worker(Service):  # type: ignore[misc]
             tls=settings.triton_tls,
         )
         self._scheduler = Scheduler(self._forecast_rules())
+        self._reporter = AccuracyReporter(report_rules(settings), self._store.accuracy())
         # Not over a setting, and not in a replay, whose forecasts are those of its settings.
         if not self._replaying and not settings.model_version:
             follower = VersionFollower(self._store, self._client)
             await follower.follow()
-            self._forecasting.append(asyncio.create_task(self._follow_forever(follower)))
+            self._forecasting.append(asyncio.create_task(self._repeat(EVERY_S, follower.follow)))
         await self._check_model()
         consumer: BatchConsumer = self._app.consumer
         self._lanes = LaneKeeper(
@@ -113,7 +117,7 @@ class Worker(Service):  # type: ignore[misc]
             consumer,
             self._lane_rules(),
             topics=self.topics,
-            on_tick=self._scheduler.drain if self._replaying else None,
+            on_tick=self._on_tick if self._replaying else None,
             crash=self._app.crash,
         )
         consumer.batch_topics = frozenset(self.topics)
@@ -129,6 +133,7 @@ class Worker(Service):  # type: ignore[misc]
         if not self._replaying:
             for freq in settings.forecast_freqs * _ROUNDS_AT_ONCE:
                 self._forecasting.append(asyncio.create_task(self._forecast_forever(freq)))
+            self._forecasting.append(asyncio.create_task(self._repeat(_REPORT_S, self._report)))
 
     def _new_watchdog(self) -> Watchdog:
         loop = asyncio.get_running_loop()
@@ -242,13 +247,25 @@ class Worker(Service):  # type: ignore[misc]
             logger.error("forecasting: %s", error)
             await self._app.crash(error)
 
-    async def _follow_forever(self, follower: VersionFollower) -> None:
+    async def _on_tick(self, lane: Lane) -> None:
+        """In a replay: all that is due at its clock."""
+        await self._scheduler.drain(lane)
+        if not lane.closed:
+            await self._reporter.report(lane)
+
+    async def _repeat(self, every_s: float, step: Callable[[], Awaitable[None]]) -> None:
         try:
             while not self.should_stop:
-                await self.sleep(EVERY_S)
-                await follower.follow()
+                await self.sleep(every_s)
+                await step()
         except StoreClosedError:
             return
+        except Exception as error:
+            logger.error("%s: %s", step.__qualname__, error)
+            await self._app.crash(error)
+
+    async def _report(self) -> None:
+        await self._reporter.report_all(self._lanes.lanes)
 
     async def _infer(self, inputs: ModelInputs) -> ForecastReply:
         return await self._client.forecast(inputs, wait=self._replaying)
@@ -291,7 +308,7 @@ def create_app(settings: Settings, data: Path) -> faust.App:
     app = faust.App(
         settings.namespace,
         broker="aiokafka://" + settings.kafka_bootstrap_servers,
-        broker_credentials=_credentials(settings),
+        broker_credentials=credentials(settings),
         broker_session_timeout=settings.kafka_session_timeout_s,
         broker_heartbeat_interval=settings.kafka_session_timeout_s / 3,
         broker_commit_interval=1.0,
@@ -350,21 +367,6 @@ def _add_pages(app: faust.App, worker: Worker) -> None:
     @app.page("/metrics")  # type: ignore[untyped-decorator]
     async def metrics_page(web: Any, request: Any) -> Any:
         return web.text(prometheus_client.generate_latest(metrics.REGISTRY).decode())
-
-
-def _credentials(settings: Settings) -> Any:
-    protocol = settings.kafka_security_protocol
-    context = None
-    if protocol.endswith("SSL"):
-        context = ssl.create_default_context(cafile=settings.kafka_ssl_ca_file or None)
-    if protocol.startswith("SASL"):
-        return faust.SASLCredentials(
-            username=settings.kafka_sasl_username,
-            password=settings.kafka_sasl_password,
-            mechanism=settings.kafka_sasl_mechanism,
-            ssl_context=context,
-        )
-    return faust.SSLCredentials(context) if context else None
 
 
 def run_worker(settings: Settings) -> int:

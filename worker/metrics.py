@@ -38,6 +38,19 @@ ALERTS = Counter(
     ["kind", "episode_state", "severity"],
     registry=REGISTRY,
 )
+SCORED = Counter(
+    "shelfcast_scored_steps",
+    "Forecast steps whose bucket has closed and which were scored.",
+    ["freq", "model_version"],
+    registry=REGISTRY,
+)
+ACCURACY = Gauge(
+    "shelfcast_accuracy_sums",
+    "Sums of scores over the last 7 days that were scored, as in docs/accuracy.md: measures are ratios of them, summed "
+    "over partitions. Thousandths of a unit; squared_error of a unit squared, quantile_loss millionths, others counts.",
+    ["partition", "freq", "step", "model_version", "sum"],
+    registry=REGISTRY,
+)
 OWED = Gauge("shelfcast_forecasts_owed", "Touched items whose forecast is owed.", ["freq"], registry=REGISTRY)
 LANES = Gauge("shelfcast_lanes", "Partitions this worker runs.", registry=REGISTRY)
 CLAIMS = Counter("shelfcast_claims", "Partitions claimed, by why.", ["reason"], registry=REGISTRY)

@@ -10,6 +10,7 @@ from feature_store.events import CalendarEntry
 from feature_store.plan import Retention
 from feature_store.store import Remembered
 from forecaster.inputs import ModelInputs
+from worker.accuracy_reports import ReportRules
 from worker.alert_levels import Budget
 from worker.alert_table import AlertRules
 from worker.forecast_messages import ForecastRules, Reply
@@ -58,6 +59,17 @@ def scoring_rules(settings: Settings) -> dict[str, ScoringRules]:
         for freq in settings.forecast_freqs
         if (steps := settings.scored_steps(freq))
     }
+
+
+def report_rules(settings: Settings) -> ReportRules:
+    """When and where accuracy is published."""
+    days = {"1h": 1 / 24, "1d": 1, "1w": 7}
+    return ReportRules(
+        settings.topic_accuracy,
+        settings.model_name,
+        settings.accuracy_interval_s * 1000,
+        {freq: math.ceil(rules.correction * days[freq]) for freq, rules in scoring_rules(settings).items()},
+    )
 
 
 def forecast_rules(

@@ -26,6 +26,7 @@ from worker.calibration import outcomes_of
 from worker.errors import ForecastUnavailableError
 from worker.forecast_messages import BASELINE, ForecastRules, LaneRead, Messages, Model, forecast_messages
 from worker.schemas import Alert
+from worker.scoring import ALL
 from worker.sold import rows_of
 
 logger = logging.getLogger(__name__)
@@ -249,6 +250,9 @@ class Scheduler:
         for learnt in made.additions.learnt.values():
             for place, count in outcomes_of(learnt)._asdict().items():
                 metrics.CALIBRATION_OUTCOMES.labels(freq, place).inc(count)
+        for row, sums in made.additions.scored.items():
+            if row.segment == ALL:
+                metrics.SCORED.labels(freq, row.model_version).inc(sum(numbers[0] for numbers in sums.values()))
         for item_id, _ in made.messages:
             if degraded:
                 self._degraded[freq, item_id] = lane

@@ -129,8 +129,9 @@ class AccuracyStep(msgspec.Struct, frozen=True):
 
 class Accuracy(msgspec.Struct, frozen=True, kw_only=True):
     """How good forecasts of a partition were, now that their buckets have closed. Key: freq, model_version,
-    window_start, window_days, segment_kind and segment. Consumers keep the greatest revision of each key and partition;
-    the same may be sent twice after a crash."""
+    window_start, window_days, segment_kind and segment. Consumers keep the greatest revision of each key and partition,
+    of equal ones the later: a worker that was killed before it could note what it had sent is followed by one that
+    sends that revision again."""
 
     segment_kind: Annotated[str, Meta(description="all, category or item")]
     segment: Annotated[str, Meta(description="the category or item_id")] = ""

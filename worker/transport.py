@@ -12,6 +12,7 @@ the group assigns them:
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -31,6 +32,7 @@ from faust.types.tuples import TP, ConsumerMessage
 from mode import Service
 
 from worker.record_fetcher import RecordBatch, RecordFetcher
+from worker.settings import Settings
 
 RETRIABLE_SEND_ERRORS = (KafkaTimeoutError, KafkaConnectionError, NotLeaderForPartitionError, RequestTimedOutError)
 
@@ -274,3 +276,19 @@ async def send_batch(producer: Any, topic: str, partition: int, messages: Sequen
             batch.append(timestamp=None, key=message.key, value=message.value, headers=headers)
     sent.append(await aiokafka_producer.send_batch(batch, topic, partition=partition))
     await asyncio.gather(*sent)
+
+
+def credentials(settings: Settings) -> Any:
+    """What Faust needs to talk to Kafka as the settings say; None = nothing."""
+    protocol = settings.kafka_security_protocol
+    context = None
+    if protocol.endswith("SSL"):
+        context = ssl.create_default_context(cafile=settings.kafka_ssl_ca_file or None)
+    if protocol.startswith("SASL"):
+        return faust.SASLCredentials(
+            username=settings.kafka_sasl_username,
+            password=settings.kafka_sasl_password,
+            mechanism=settings.kafka_sasl_mechanism,
+            ssl_context=context,
+        )
+    return faust.SSLCredentials(context) if context else None
