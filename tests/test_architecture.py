@@ -131,6 +131,7 @@ PAIRS = {
 # Commands and composition roots wire the rest, and only they import each other.
 ROOTS = {
     "__main__",
+    "accuracy",
     "app",
     "backfill",
     "backtest",
@@ -158,6 +159,7 @@ ROOT_PREFIXES = ("backtest_", "demo_", "dlq_", "local_")
 
 # os.environ is read at the entry points, and handed on to processes by those who start some.
 READ_ENVIRONMENT = {
+    "worker/accuracy.py",
     "worker/backfill.py",
     "worker/backtest.py",
     "worker/check.py",

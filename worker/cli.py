@@ -18,6 +18,7 @@ _COMMANDS = {
     "demo": ("worker.demo", "Replay four weeks of real orders and watch forecasts change."),
     "check": ("worker.check", "Inspect Kafka, Redis and Triton before the first start."),
     "show": ("worker.show", "Print an item's features and last forecast."),
+    "accuracy": ("worker.accuracy", "Print how good forecasts were, now that their buckets have closed."),
     "dlq": ("worker.dlq", "List, show and retry records that workers could not use."),
     "record": ("worker.record", "Save topics to files, byte for byte."),
     "recording": ("worker.recording", "Show, verify, cut, merge and import recordings."),
