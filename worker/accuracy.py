@@ -7,9 +7,11 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import click
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -76,7 +78,8 @@ def command(
     if as_json:
         click.echo(json.dumps([told_of(line) for line in lines], indent=1))
     else:
-        Console().print(_table(lines))
+        for (freq, window), own in groupby(lines, key=lambda line: (line.freq, line.window)):
+            Console().print(_table(freq, window, own))
 
 
 def _chosen_freqs(settings: Settings, freqs: tuple[str, ...]) -> list[str]:
@@ -167,17 +170,17 @@ def told_of(line: Line) -> dict[str, Any]:
     }
 
 
-def _table(lines: list[Line]) -> Table:
-    table = Table(title="Forecasts whose buckets have closed", title_justify="left")
-    for name in ("freq", "of", "model", "from", "days"):
-        table.add_column(name)
-    for name in ("step", "scored", "units sold", "WAPE", "WQL", "bias", "RMSE", "in 50 %", "in 80 %", "in 95 %"):
-        table.add_column(name, justify="right")
+def _table(freq: str, window: Window, lines: Iterable[Line]) -> Table:
+    title = f"{freq}, {window.days} days from {window.start}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("of", overflow="fold", min_width=6)
+    table.add_column("model", no_wrap=True)
+    for name in ("step", "scored", "units", "WAPE", "WQL", "bias", "RMSE", "in 50", "80", "95 %"):
+        table.add_column(name, justify="right", no_wrap=True)
     for line in lines:
         found = measures(line.sums)
-        segment = line.segment.removeprefix(CATEGORY) if line.segment.startswith(CATEGORY) else line.segment
         table.add_row(
-            *(line.freq, segment, line.model_version, line.window.start, str(line.window.days), str(line.step)),
+            *(line.segment.removeprefix(CATEGORY), line.model_version, str(line.step)),
             *(f"{line.sums[0]:,}", f"{line.sums[_UNITS] / 1000:,.0f}", _told(found.wape), _told(found.wql)),
             *(_told(found.bias), _told(found.rmse, 2), *(_told(share, 2) for share in found.coverage.values())),
         )

@@ -186,12 +186,16 @@ class ReplayRun:
                     raise worker.failure(f"made no forecasts beyond tick {done} of {wanted}")
             time.sleep(_LOOK_S)
 
+    def messages(self, topic: str) -> list[RawForecast]:
+        """All messages so far of one of the replay's topics; `settings` has their names."""
+        reading = TopicReading(kafka_client_config(self._settings))
+        spans = {p: Span(0) for p in range(self._settings.partition_count)}
+        records = sorted(reading.read(topic, spans), key=lambda r: (r.partition, r.offset))
+        return [RawForecast(r.partition, r.offset, r.key or b"", r.value) for r in records]
+
     def forecasts(self) -> ReplayedForecasts:
         """All that was sent so far."""
-        reading = TopicReading(kafka_client_config(self._settings))
-        topic, partitions = self._settings.topic_forecasts, range(self._settings.partition_count)
-        records = sorted(reading.read(topic, {p: Span(0) for p in partitions}), key=lambda r: (r.partition, r.offset))
-        raw = [RawForecast(r.partition, r.offset, r.key or b"", r.value) for r in records]
+        raw = self.messages(self._settings.topic_forecasts)
         return ReplayedForecasts(
             raw, [msgspec.json.decode(one.value, type=Forecast) for one in raw if one.value is not None]
         )

@@ -68,7 +68,7 @@ def shop_records(products: int, hours: int, orders: int) -> list[Written]:
     can use: duplicates, events too late, events from the future, keys of others, broken JSON."""
     choose = random.Random(11)
     names = [f"product-{n}" if n % 9 else f"café {n}" for n in range(products)]
-    records = [_state("products", name, START_MS, title=name) for name in names]
+    records = [_state("products", name, START_MS, title=name, category=category_of(name)) for name in names]
     records += [_calendar(name, START_MS, 2.0 + n % 7) for n, name in enumerate(names)]
     records.append(_holiday("christmas", START_MS, START_MS + 30 * HOUR_MS))
     span_ms = hours * HOUR_MS
@@ -88,10 +88,16 @@ def shop_records(products: int, hours: int, orders: int) -> list[Written]:
         if n % 67 == 0:
             records.append(Written("products", name, None, when_ms))
         if n % 67 == 40:
-            records.append(_state("products", choose.choice(names), when_ms, title="back"))
+            back = choose.choice(names)
+            records.append(_state("products", back, when_ms, title="back", category=category_of(back)))
         if n == orders // 2:
             records.append(_holiday("stocktaking", when_ms, when_ms + 20 * HOUR_MS))
     return records
+
+
+def category_of(name: str) -> str:
+    """Of a product; some have none."""
+    return ("mugs", "pots", "")[sum(name.encode()) % 3]
 
 
 def _order(choose: random.Random, n: int, name: str, when_ms: int) -> list[Written]:

@@ -3,20 +3,37 @@ workers, with kills -9 of workers and of the replay itself in the middle."""
 
 from __future__ import annotations
 
+import asyncio
+import json
 import random
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote, unquote
 
 import msgspec
 import pytest
 
+from feature_store.accuracy_store import Rows
 from feature_store.recording_files import Recording
-from tests.end_to_end.recordings import DAY_MS, HOUR_MS, PARTITIONS, START_MS, shop_records, write_recording
+from feature_store.store import FeatureStore
+from tests.end_to_end.recordings import (
+    DAY_MS,
+    HOUR_MS,
+    PARTITIONS,
+    START_MS,
+    category_of,
+    shop_records,
+    write_recording,
+)
 from tests.end_to_end.replay_process import ReplayProcess
+from tests.worker.score_oracle import Order, Rules, recomputed
+from worker.accuracy import merged_rows
 from worker.local_stack import LocalStack
-from worker.schemas import Forecast
+from worker.schemas import Accuracy, Forecast
 from worker.testing import RawForecast, ReplayedForecasts, ReplayRun
 
 _HOURS = 10  # from 16:00 UTC: midnights of all zones lie in it
@@ -27,6 +44,11 @@ _SETTINGS = {
     "SHELFCAST_CALIBRATED_FREQS": "1h,1d",
     "SHELFCAST_PREDICTION_LENGTH_1H": "6",
     "SHELFCAST_PREDICTION_LENGTH_1D": "4",
+    "SHELFCAST_SCORED_STEPS_1H": "1,2,6",
+    "SHELFCAST_SCORED_STEPS_1D": "1,2",
+    "SHELFCAST_SCORE_CORRECTION_1H": "3",
+    "SHELFCAST_ITEM_ACCURACY_FREQS": "1h,1d",
+    "SHELFCAST_ACCURACY_INTERVAL_S": "1800",
     "SHELFCAST_KAFKA_SESSION_TIMEOUT_S": "3",  # what a kill costs here
 }
 _WORKERS = 3  # each is killed once
@@ -39,14 +61,38 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Recording:
     return write_recording(tmp_path_factory.mktemp("recording"), records)
 
 
+class Replayed(NamedTuple):
+    """What a replay has published, and what stood in Redis at its end: by frequency and row of all partitions."""
+
+    forecasts: ReplayedForecasts
+    accuracy: list[RawForecast]
+    sums: dict[str, Rows]
+
+
+def replayed(run: ReplayRun) -> Replayed:
+    async def rows() -> dict[str, Rows]:
+        store = FeatureStore(**run.settings.store_options())
+        try:
+            return await merged_rows(store, run.settings, run.settings.forecast_freqs)
+        finally:
+            await store.close()
+
+    return Replayed(run.forecasts(), run.messages(run.settings.topic_accuracy), asyncio.run(rows()))
+
+
 @pytest.fixture(scope="module")
-def reference(stack: LocalStack, recording: Recording, tmp_path_factory: pytest.TempPathFactory) -> ReplayedForecasts:
+def all_of_reference(stack: LocalStack, recording: Recording, tmp_path_factory: pytest.TempPathFactory) -> Replayed:
     """One worker, as fast as possible, undisturbed."""
     with ReplayRun(recording.path, stack, tmp_path_factory.mktemp("reference"), _SETTINGS) as run:
         run.send()
         run.start_worker()
         run.wait_until_done()
-        return run.forecasts()
+        return replayed(run)
+
+
+@pytest.fixture(scope="module")
+def reference(all_of_reference: Replayed) -> ReplayedForecasts:
+    return all_of_reference.forecasts
 
 
 def by_key(raw: Sequence[RawForecast]) -> dict[tuple[int, bytes], list[bytes | None]]:
@@ -60,8 +106,8 @@ def by_key(raw: Sequence[RawForecast]) -> dict[tuple[int, bytes], list[bytes | N
     return out
 
 
-def assert_same(raw: Sequence[RawForecast], reference: ReplayedForecasts) -> None:
-    found, expected = by_key(raw), by_key(reference.raw)
+def assert_same(raw: Sequence[RawForecast], reference: Sequence[RawForecast]) -> None:
+    found, expected = by_key(raw), by_key(reference)
     assert found.keys() == expected.keys()
     for key, values in expected.items():
         assert found[key] == values, f"{key}: {_first_difference(found[key], values)}"
@@ -93,7 +139,7 @@ def test_the_reference_holds_all_that_may_differ(reference: ReplayedForecasts) -
 
 
 def test_speed_number_of_workers_and_kills_change_nothing(
-    stack: LocalStack, recording: Recording, reference: ReplayedForecasts, tmp_path: Path
+    stack: LocalStack, recording: Recording, all_of_reference: Replayed, tmp_path: Path
 ) -> None:
     choose = random.Random(3)
     with ReplayRun(recording.path, stack, tmp_path, _SETTINGS) as run:
@@ -113,7 +159,79 @@ def test_speed_number_of_workers_and_kills_change_nothing(
         resumed.output()
         assert run.send(resume=True).records == 0
         run.wait_until_done()
-        assert_same(run.forecasts().raw, reference)
+        found = replayed(run)
+    assert_same(found.forecasts.raw, all_of_reference.forecasts.raw)
+    assert_same(found.accuracy, all_of_reference.accuracy)
+    assert found.sums == all_of_reference.sums
+    assert sums_by_name(found.sums) == recomputed_sums(recording, found.forecasts)
+
+
+def sums_by_name(sums: dict[str, Rows]) -> dict[tuple[str, int, str, str, int], tuple[int, ...]]:
+    return {
+        (freq, name.day, name.model_version, name.segment, step): tuple(numbers)
+        for freq, rows in sums.items()
+        for name, by_step in rows.items()
+        for step, numbers in by_step.items()
+    }
+
+
+def recomputed_sums(
+    recording: Recording, forecasts: ReplayedForecasts
+) -> dict[tuple[str, int, str, str, int], tuple[int, ...]]:
+    """Order by order and forecast by forecast, from what was recorded and what was sent."""
+    lives: Counter[tuple[int, bytes]] = Counter()
+    messages = []
+    for partition, _, key, value in forecasts.raw:
+        if value is None:
+            lives[partition, key] += 1
+        else:
+            messages.append((lives[partition, key], msgspec.json.decode(value, type=Forecast)))
+    rules = Rules(
+        steps={"1h": (1, 2, 6), "1d": (1, 2)},
+        correction={"1h": 3, "1d": 7},
+        orders_topic="replay.shop.orders.v1",
+        time_zone_of=lambda item_id: "Atlantic/Azores" if item_id.endswith("@azores") else "Europe/Lisbon",
+        category_of=lambda item_id: category_of(unquote(item_id.partition("@")[0])),
+    )
+    return recomputed(messages, counted_orders(recording), rules).rows
+
+
+def counted_orders(recording: Recording) -> Iterator[Order]:
+    """Sales that a worker counts, with their offsets in the replay's topic."""
+    seen: set[str] = set()
+    next_offset: Counter[int] = Counter()
+    for rows in recording.merged(["shop.orders.v1"]):
+        for partition, timestamp_ms, key, value in zip(
+            rows.partition.tolist(), rows.timestamps_ms.tolist(), rows.keys, rows.values, strict=True
+        ):
+            offset = next_offset[partition]
+            next_offset[partition] += 1
+            try:
+                event = json.loads(value or b"")
+            except ValueError:
+                continue
+            is_late = event["event_time"] < timestamp_ms - 400 * DAY_MS
+            is_future = event["event_time"] > timestamp_ms + HOUR_MS
+            is_counted = key == event["product_id"].encode() and not is_late and not is_future
+            if is_counted and event["event_id"] not in seen:
+                seen.add(event["event_id"])
+                item_id = quote(event["product_id"], safe="") + ("@" + event["location_id"]).rstrip("@")
+                sold = event["quantity"] * 1000 if event["kind"] == "sale" else 0
+                yield Order(item_id, offset, event["event_time"], sold)
+
+
+def test_accuracy_equals_a_recomputation_from_recorded_orders_and_forecasts(
+    recording: Recording, all_of_reference: Replayed
+) -> None:
+    expected = recomputed_sums(recording, all_of_reference.forecasts)
+    assert sums_by_name(all_of_reference.sums) == expected
+    assert {(freq, step) for freq, _, _, _, step in expected} >= {("1h", 1), ("1h", 2), ("1h", 6), ("1d", 1)}
+    last = {
+        (partition, key): msgspec.json.decode(values[-1] or b"", type=Accuracy)
+        for (partition, key), values in by_key(all_of_reference.accuracy).items()
+    }
+    counts = {kind: sum(m.segment_kind == kind for m in last.values()) for kind in ("all", "category", "item")}
+    assert min(counts.values()) > 3, counts
 
 
 def _wait_for_ticks(run: ReplayRun, count: int) -> None:

@@ -30,7 +30,7 @@ class Rules(NamedTuple):
     steps: Mapping[str, tuple[int, ...]]
     correction: Mapping[str, int]
     orders_topic: str
-    time_zone: str = "UTC"
+    time_zone_of: Callable[[str], str] = lambda _: "UTC"
     category_of: Callable[[str], str] = lambda _: ""
 
 
@@ -50,17 +50,18 @@ class _Pending(NamedTuple):
     quantiles: list[float]
 
 
-def recomputed(forecasts: Iterable[Any], orders: Iterable[Order], rules: Rules) -> Recomputed:
-    """From decoded messages of the forecasts topic, in the order of the topic, and from orders."""
-    by_item: dict[tuple[str, str], list[Any]] = defaultdict(list)
-    for forecast in stored_forecasts(forecasts):
-        by_item[forecast.item_id, forecast.freq].append(forecast)
+def recomputed(forecasts: Iterable[tuple[int, Any]], orders: Iterable[Order], rules: Rules) -> Recomputed:
+    """From decoded messages of the forecasts topic, in the order of the topic, and from orders. With each message comes
+    its item's life: how often it had been withdrawn before."""
+    by_item: dict[tuple[str, str, int], list[Any]] = defaultdict(list)
+    for life, forecast in stored_forecasts(forecasts):
+        by_item[forecast.item_id, forecast.freq, life].append(forecast)
     orders_of: dict[str, list[Order]] = defaultdict(list)
     for order in orders:
         orders_of[order.item_id].append(order)
     rows: Counter[tuple[Any, ...]] = Counter()
     items: Counter[tuple[Any, ...]] = Counter()
-    for (item_id, freq), own in by_item.items():
+    for (item_id, freq, _), own in by_item.items():
         if freq not in rules.steps:
             continue
         item = _Item(orders_of[item_id], rules)
@@ -74,15 +75,15 @@ def recomputed(forecasts: Iterable[Any], orders: Iterable[Order], rules: Rules) 
     return Recomputed(_joined(rows), _joined(items))
 
 
-def stored_forecasts(forecasts: Iterable[Any]) -> list[Any]:
+def stored_forecasts(forecasts: Iterable[tuple[int, Any]]) -> list[tuple[int, Any]]:
     """One of each revision: a worker that was killed, or lost its lane, before it could store what it had sent has sent
     it in vain; its successor has seen at least as much."""
-    best: dict[tuple[str, str, int], Any] = {}
-    for forecast in forecasts:
-        name = forecast.item_id, forecast.freq, forecast.revision
+    best: dict[tuple[int, str, str, int], Any] = {}
+    for life, forecast in forecasts:
+        name = life, forecast.item_id, forecast.freq, forecast.revision
         if name not in best or sum(best[name].positions.values()) <= sum(forecast.positions.values()):
             best[name] = forecast
-    return [best[name] for name in sorted(best)]
+    return [(name[0], best[name]) for name in sorted(best)]
 
 
 class _Item:
@@ -119,7 +120,7 @@ class _Item:
     def _score(self, one: _Pending, sold: int, forecast: Any) -> None:
         if self._used.get(one) == sold:
             return
-        day = _day(forecast.freq, one.start, self._rules.time_zone)
+        day = _day(forecast.freq, one.start, self._rules.time_zone_of(forecast.item_id))
         for sign, units in ((1, sold), (-1, self._used.get(one))):
             if units is not None:
                 for n, number in enumerate(scores(one, units, forecast.quantile_levels)):

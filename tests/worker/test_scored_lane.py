@@ -136,7 +136,7 @@ class ScoredShop(Shop):
     def expected(self) -> Recomputed:
         sent = [msgspec.json.decode(m.value, type=Forecast) for t, m in self.sent if t == "forecasts" and m.value]
         rules = Rules({"1d": _STEPS}, {"1d": _CORRECTION}, "orders", category_of=_CATEGORIES.__getitem__)
-        return recomputed(sent, self.orders_sent, rules)
+        return recomputed([(0, forecast) for forecast in sent], self.orders_sent, rules)
 
     async def found(self, lane: Lane) -> Recomputed:
         rows = (await self.store.accuracy().read(lane.claim, "1d")).rows

@@ -91,7 +91,7 @@ class Walk:
 
     def expected(self) -> Any:
         rules = Rules({"1h": _STEPS}, {"1h": _CORRECTION}, "orders", category_of=lambda i: "mugs" if i == "a" else "")
-        return recomputed(self.messages, self.orders, rules)
+        return recomputed([(0, message) for message in self.messages], self.orders, rules)
 
 
 _MOVES = st.lists(
