@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,8 @@ def _train(arguments: Mapping[str, Any], run: RunFolder, summary: Mapping[str, A
     if last is not None:
         step = trainer.resume(checkpoints.read(last))
         _say(trainer, f"going on from step {step} of {plan.steps}")
-    names = ", ".join(source.name for source in named.batches.sources)
-    _say(trainer, f"{parameter_count(model):,} parameters on {trainer.device}; learning from {names}")
+    learnt_from = _in_words([source.name for source in named.batches.sources])
+    _say(trainer, f"{parameter_count(model):,} parameters on {trainer.device}; learning from {learnt_from}")
     facts = {"arguments": stored_form(arguments), "seed": arguments["seed"], "data": described, **_of_model(model)}
     if trainer.is_first:
         run.write_summary(facts | {"status": "running"})
@@ -162,6 +163,14 @@ def _machine(arguments: Mapping[str, Any]) -> Machine:
 def _say(trainer: Trainer, text: str) -> None:
     if trainer.is_first:
         click.echo(text)
+
+
+def _in_words(names: Sequence[str]) -> str:
+    """Names of sources, those that differ by a number alone as one."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(re.sub(r" \d+$", "", name), []).append(name)
+    return ", ".join(some[0] if len(some) == 1 else f"{len(some)} x {stem}" for stem, some in alike.items())
 
 
 def _of_model(model: PatchTransformer) -> dict[str, Any]:
