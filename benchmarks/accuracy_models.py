@@ -28,7 +28,7 @@ from forecaster.rolling_origins import Contestants, Forecasts, Integers
 from forecaster.run_folder import RunFolder
 from forecaster.series import SeriesTable
 from forecaster.sources import SeriesSource
-from forecaster.training_data import table_data
+from forecaster.training_data import rehearsal, table_data
 
 SHIPPED = Path(__file__).resolve().parents[1] / "triton_models" / MODEL_NAME / "1"
 _GBM_BATCHES, _GBM_BATCH = 80, 500
@@ -120,6 +120,9 @@ def _trained(task: Task, name: str, folder: Path, begin: Callable[[], PatchTrans
         model = begin()
         covariates = model.config.covariates
         learnt, judged = _batches(task, covariates, 256, held_out=not task.final)
+        if name == "shipped_tuned":
+            invented = rehearsal(task.table, 0, task.origins[0]).sources
+            learnt = dataclasses.replace(learnt, sources=[*learnt.sources, *invented])
         if covariates != NO_COVARIATES:
             inputs = learnt.draw(0).inputs
             model.fit_covariates(torch.from_numpy(inputs.context), torch.from_numpy(inputs.known))

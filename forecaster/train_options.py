@@ -47,7 +47,8 @@ _DATA = [
     click.option(
         "--synthetic",
         type=click.IntRange(min=0),
-        help="Items of invented shops to learn from too.  [default: 600, with --series 0]",
+        help="Items of invented shops to learn from too.  [default: 600, with --series 0; 200 where --from is tuned to "
+        "less than two years of weeks, which alone would teach it to forget the year]",
     ),
     click.option(
         "--freq",

@@ -21,6 +21,7 @@ from forecaster.training_data import (
     NO_DATA,
     TrainingData,
     recorded_data,
+    rehearsal,
     retail_data,
     synthetic_data,
     synthetic_held_out,
@@ -78,6 +79,8 @@ def named_sources(arguments: Mapping[str, Any], covariates: Covariates | None = 
             end_bucket=end,
             name=arguments["series"].name,
         )
+        if arguments["from_"] and arguments["synthetic"] is None:
+            data += rehearsal(loaded.table, seed, end)
     if not data.sources:
         raise click.UsageError(
             "nothing to train on: give --series, --recording, --online-retail or --synthetic above 0"

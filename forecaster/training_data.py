@@ -35,6 +35,7 @@ _OF_EVENTS = ("1h", "1d")  # frequencies that are learnt from events, with cutof
 # Items and, at most, days of an invented shop's table: many small shops, since it is shops that differ most. Records
 # of weeks are of one year to four: whoever has weeks has few.
 _TABLE_SIZES = {"1h": (100, 120), "1d": (250, 900), "1w": (100, 1_500)}
+_TWO_YEARS, _REHEARSED_ITEMS = 2 * 52, 200
 _TABLES_PER_ITEM = {"1h": 0.08, "1d": 0.08, "1w": 0.25}
 
 
@@ -106,6 +107,17 @@ def synthetic_data(items: int, seed: int, freqs: Sequence[str], share: float = 0
             data = table_data(table, held_out=0, name=f"invented {freq} table {shop}")
             sources += [weighted._replace(share=2.4 * share / tables) for weighted in data.sources]
     return TrainingData(sources, [])
+
+
+def rehearsal(table: SeriesTable, seed: int, end_bucket: int | None = None) -> TrainingData:
+    """Invented shops for who tunes weights to a table of weeks up to `end_bucket` that is too short to show what became
+    of a last year: from it alone, weights would unlearn to look back. None where the table is longer, or of other
+    buckets."""
+    if table.freq != "1w" or not len(table):
+        return NO_DATA
+    known_end = int(table.end_bucket.max())
+    weeks = (known_end if end_bucket is None else min(known_end, end_bucket)) - int(table.first_bucket.min())
+    return NO_DATA if weeks >= _TWO_YEARS else synthetic_data(_REHEARSED_ITEMS, seed, ("1w",))
 
 
 def synthetic_held_out(seed: int, freqs: Sequence[str]) -> TrainingData:

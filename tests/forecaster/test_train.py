@@ -28,6 +28,9 @@ from forecaster.models.patch_layers import PatchTransformerConfig
 from forecaster.models.patch_transformer import PatchTransformer, Scaled, load
 from forecaster.predictor import load_model
 from forecaster.run_folder import RunFolder, save_model
+from forecaster.series import SeriesTable
+from forecaster.synthetic_series import generate_series
+from forecaster.training_data import rehearsal
 from tests.forecaster.builders import ZONE, random_inputs, small_table
 
 ROOT = Path(__file__).parents[2]
@@ -157,6 +160,36 @@ def test_the_shipped_weights_can_be_fine_tuned(tmp_path: Path, series: Path) -> 
     result = invoke(*options)
     assert result.exit_code == 0, result.output
     assert load(tmp_path).config.width > 16
+
+
+def test_weights_tuned_to_less_than_two_years_of_weeks_rehearse_whole_years(tmp_path: Path) -> None:
+    weeks = np.arange(0, 60, 1)
+    starts = np.datetime64("2024-01-01") + 7 * weeks
+    sold = [("a", 3), ("b", 9)]
+    columns = {
+        "item_id": np.repeat([item for item, _ in sold], len(weeks)),
+        "bucket_start": pa.array(np.tile(starts, len(sold)).astype("datetime64[D]")),
+        "units": np.concatenate([np.full(len(weeks), units) for _, units in sold]),
+    }
+    path = tmp_path / "weeks.parquet"
+    pq.write_table(pa.table(columns), path)
+    options = ("--series", path, "--freq", "1w", "--from", "shipped", "--steps", 1, "--workers", 0, "--batch", 8)
+    for folder, more, rehearses in (("short", (), True), ("alone", ("--synthetic", 0), False)):
+        result = invoke(*options, *more, "--output", tmp_path / folder)
+        assert result.exit_code == 0, result.output
+        names = [source["name"] for source in RunFolder(tmp_path / folder).summary()["data"]["sources"]]
+        assert names[0] == "weeks.parquet"
+        assert (len(names) > 1) is rehearses
+
+
+def test_who_has_two_years_of_weeks_needs_no_rehearsal() -> None:
+    def table(weeks: int) -> SeriesTable:
+        return generate_series(5, 7 * (weeks + 2), 1, "1w")
+
+    assert rehearsal(table(90), 0).sources
+    assert not rehearsal(table(110), 0).sources
+    assert rehearsal(table(110), 0, int(table(110).end_bucket.max()) - 20).sources
+    assert not rehearsal(small_table(), 0).sources, "of days a year and a month is seen at once"
 
 
 @pytest.mark.parametrize("precision", ["bf16"])
