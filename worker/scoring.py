@@ -49,11 +49,13 @@ _WHOLE = 1000
 _MOST, _MOST_SQUARED = 10_000_000_000, 2_000_000_000
 _KNOWN_FOR = 100  # buckets; every frequency's forecasts look back on more
 _HOURS, _WEEK, _WEEK_OFFSET = 24, 7, 3  # 1970-01-01 was a Thursday
-_decode_kept = msgspec.json.Decoder(list[tuple[int, list[list[int]]]]).decode
+_decode_kept = msgspec.json.Decoder(list[tuple[int, msgspec.Raw]]).decode
+_decode_forecasts = msgspec.json.Decoder(list[list[int]]).decode
 _decode_sums = msgspec.json.Decoder(list[list[str | int]]).decode
 _encode = msgspec.json.Encoder().encode
 
-Kept = list[tuple[int, list[list[int]]]]
+# By bucket its forecasts as JSON, ascending: of dozens of buckets two or three are looked into.
+Kept = dict[int, msgspec.Raw]
 
 
 class ScoringRules(NamedTuple):
@@ -138,7 +140,7 @@ class Scoring:
             if state is None:
                 continue
             if self._is_fresh(i):
-                buckets = [b for b, _ in self._kept(i) if self._running[i] - _KNOWN_FOR <= b < self._running[i]]
+                buckets = [b for b in self._kept(i) if self._running[i] - _KNOWN_FOR <= b < self._running[i]]
             else:
                 buckets = state.closed[::2]
             self.owed += [(i, bucket) for bucket in buckets]
@@ -151,7 +153,7 @@ class Scoring:
     def _kept(self, i: int) -> Kept:
         if i not in self._opened:
             state = self._subjects.states[i]
-            self._opened[i] = _decode_kept(state.kept) if state is not None else []
+            self._opened[i] = dict(_decode_kept(state.kept)) if state is not None else {}
         return self._opened[i]
 
     def score(self, told: Told, sold: Integers) -> Scored:
@@ -185,9 +187,9 @@ class Scoring:
             return []
         return [
             _Task(i, bucket, forecast, outcomes[i, bucket], before.get(bucket, -1))
-            for bucket, forecasts in self._kept(i)
+            for bucket, raw in self._kept(i).items()
             if (i, bucket) in outcomes and outcomes[i, bucket] != before.get(bucket, -1)
-            for forecast in forecasts
+            for forecast in _decode_forecasts(raw)
         ]
 
     def _label(self, task: _Task) -> tuple[str, str]:
@@ -228,22 +230,23 @@ class Scoring:
     ) -> ItemScores:
         before, running = self._subjects.states[i], self._running[i]
         last = running if before is None else max(before.bucket, running)
-        kept = [entry for entry in self._kept(i) if entry[0] >= last - self._rules.correction]
+        kept = {bucket: raw for bucket, raw in self._kept(i).items() if bucket >= last - self._rules.correction}
         labels = [] if before is None else before.labels
         if new:
-            labels = _used_labels(labels, kept)
+            if len(labels) > 1:  # which takes looking into all of them
+                labels, kept = _with_used_labels(labels, kept)
             own = list(self._subjects.labels[i])
             place = labels.index(own) if own in labels else len(labels)
             labels = labels if own in labels else [*labels, own]
             kept = _with_new(kept, running, [[forecast[0], place, *forecast[1:]] for forecast in new])
-        closed = [(bucket, outcomes[i, bucket]) for bucket, _ in kept if (i, bucket) in outcomes]
+        closed = [(bucket, outcomes[i, bucket]) for bucket in kept if (i, bucket) in outcomes]
         sums = _item_sums(before, added, day_of(self._rules.freq, last))
         return ItemScores(
             bucket=last,
             revision=(0 if before is None else before.revision) + bool(added),
             labels=labels,
             closed=list(chain.from_iterable(closed)),
-            kept=msgspec.Raw(_encode(kept)),
+            kept=msgspec.Raw(_encode(list(kept.items()))),
             sums=msgspec.Raw(_encode(sums)),
         )
 
@@ -266,24 +269,28 @@ def _item_sums(
     return [[*name, *numbers] for name, numbers in sorted(sums.items()) if name[2] >= oldest]
 
 
-def _used_labels(labels: list[list[str]], kept: Kept) -> list[list[str]]:
-    """Labels that kept forecasts still name, whose places are changed in them."""
-    used = sorted({forecast[1] for _, forecasts in kept for forecast in forecasts})
+def _with_used_labels(labels: list[list[str]], kept: Kept) -> tuple[list[list[str]], Kept]:
+    """Labels that kept forecasts still name, and the forecasts, with the places that those have then."""
+    opened = {bucket: _decode_forecasts(raw) for bucket, raw in kept.items()}
+    used = sorted({forecast[1] for forecasts in opened.values() for forecast in forecasts})
     if used == list(range(len(labels))):
-        return labels
+        return labels, kept
     place = {old: n for n, old in enumerate(used)}
-    for _, forecasts in kept:
-        for forecast in forecasts:
-            forecast[1] = place[forecast[1]]
-    return [labels[old] for old in used]
+    moved = {
+        bucket: msgspec.Raw(_encode([[forecast[0], place[forecast[1]], *forecast[2:]] for forecast in forecasts]))
+        for bucket, forecasts in opened.items()
+    }
+    return [labels[old] for old in used], moved
 
 
 def _with_new(kept: Kept, running: int, new: Collection[list[int]]) -> Kept:
     """The kept forecasts and those of a new one, by bucket."""
-    by_bucket = dict(kept)
+    out = dict(kept)
     for forecast in new:
-        by_bucket.setdefault(running + forecast[0] - 1, []).append(forecast)
-    return sorted(by_bucket.items())
+        bucket = running + forecast[0] - 1
+        own = _decode_forecasts(out[bucket]) if bucket in out else []
+        out[bucket] = msgspec.Raw(_encode([*own, forecast]))
+    return dict(sorted(out.items()))
 
 
 def _packed(told: Told, fresh: Sequence[int], steps: Sequence[int]) -> list[list[list[int]]]:

@@ -166,7 +166,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = (1, 4)
     score_correction_1h: Annotated[
         int, Meta(ge=0, le=90, description="hours for which late events correct the scores of a closed hour")
-    ] = 24
+    ] = 12
     score_correction_1d: Annotated[int, Meta(ge=0, le=90, description="days for which they correct a closed day's")] = 7
     score_correction_1w: Annotated[int, Meta(ge=0, le=90, description="weeks for which they correct a week's")] = 1
     item_accuracy_freqs: Annotated[
