@@ -8,13 +8,17 @@ from typing import Any, NamedTuple
 from feature_store.layout import Keys, pack_hash
 from feature_store.redis_calls import RedisCalls, flat
 from feature_store.score_state import (
+    ItemChallenge,
     ItemScores,
     RowName,
+    SumsByStep,
     pack_row_name,
+    unpack_challenge,
     unpack_row_name,
     unpack_scores,
     unpack_sums_by_step,
 )
+from feature_store.script_arguments import challenged_arguments, forecasts_done_keys
 from feature_store.script_replies import raise_if_not_owner
 from feature_store.store_types import Claim
 
@@ -61,6 +65,25 @@ class AccuracyStore:
         }
         names = [keys.meta, keys.accuracy(freq), keys.accuracy_sent(freq)]
         reply = await self._write("accuracy_sent", claim, names, arguments)
+        raise_if_not_owner(reply[0], claim)
+
+    async def read_challenges(self, claim: Claim, freq: str, item_ids: Sequence[str]) -> list[ItemChallenge | None]:
+        """What is remembered of a challenger's forecasts of items."""
+        key, redis = Keys(self._namespace, claim.partition, claim.incarnation).challenge(freq), self._calls.redis
+        found = await self._calls.when_back(lambda: redis.hmget(key, list(item_ids))) if item_ids else []
+        return [unpack_challenge(value) if value else None for value in found]
+
+    async def challenged(
+        self, claim: Claim, freq: str, states: Mapping[str, ItemChallenge], scored: Mapping[RowName, SumsByStep]
+    ) -> None:
+        """Remember a challenger's forecasts by item_id, and add to the sums.
+
+        Raises:
+            FencedError, BehindError: nothing was written; see the classes.
+        """
+        keys = Keys(self._namespace, claim.partition, claim.incarnation)
+        arguments = challenged_arguments(claim, freq, states, scored)
+        reply = await self._write("forecasts_done", claim, forecasts_done_keys(keys, freq), arguments)
         raise_if_not_owner(reply[0], claim)
 
     async def peek(self, partition: int, freq: str) -> Rows:

@@ -31,7 +31,7 @@ SCORE_SUMS: tuple[str, ...] = (
     "inside_95",
 )
 
-# Of one day, model version and segment: by step the sums of SCORE_SUMS, or of a challenge, see worker/challenge.py.
+# Of one day, model version and segment: by step the sums of SCORE_SUMS.
 SumsByStep = Mapping[int, Sequence[int]]
 
 
@@ -56,18 +56,13 @@ class ItemScores(msgspec.Struct, array_like=True, frozen=True):
 
 
 class ItemChallenge(msgspec.Struct, array_like=True, frozen=True):
-    """What a challenger said of one item and frequency, beside the forecasts that were published.
+    """Of one item and frequency the forecasts of two model versions at the same moments, which are scored alike.
 
-    bucket: the last bucket in which forecasts were kept.
-    versions: [model version, challenger's version] that forecasts in `kept` name by their place.
-    closed: as in ItemScores.
-    kept: the same, but of two forecasts each: [[bucket, [published, challenger's, published, …]], …].
+    published: those of the version that is published. challenger: those of the other.
     """
 
-    bucket: int
-    versions: list[list[str]]
-    closed: list[int]
-    kept: msgspec.Raw
+    published: ItemScores
+    challenger: ItemScores
 
 
 class RowName(msgspec.Struct, frozen=True, order=True):
@@ -75,7 +70,7 @@ class RowName(msgspec.Struct, frozen=True, order=True):
 
     day: days since 1970-01-01 of the buckets that were forecast; see `worker/scoring.py`.
     model_version: the model's, or "baseline".
-    segment: "all", "category:" and its name, or "against:" and the challenger's version.
+    segment: "all", "category:" and its name, or "against:" and the other version that it is compared with.
     """
 
     day: int

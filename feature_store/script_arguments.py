@@ -8,8 +8,15 @@ from typing import Any
 from feature_store.alert_state import pack_alerts
 from feature_store.calibration_state import pack_state
 from feature_store.chunks import SCRIPT_LIMITS, PackedSums, oldest_chunks
-from feature_store.layout import pack_hash, pack_item, pack_product, pack_summary
-from feature_store.score_state import pack_row_name, pack_scores, pack_sums_by_step
+from feature_store.layout import Keys, pack_hash, pack_item, pack_product, pack_summary
+from feature_store.score_state import (
+    ItemChallenge,
+    RowName,
+    SumsByStep,
+    pack_row_name,
+    pack_scores,
+    pack_sums_by_step,
+)
 from feature_store.seen_ids import IdsPlan, ids_fields
 from feature_store.store_types import Additions, Batch, Claim, Done
 
@@ -39,6 +46,13 @@ def apply_arguments(
     }
 
 
+def forecasts_done_keys(keys: Keys, freq: str) -> list[str]:
+    """Of forecasts_done.lua, but for the last one."""
+    names = [keys.meta, keys.dirty(freq), keys.forecasts(freq), keys.calibration(freq), keys.segments(freq)]
+    names += [keys.scores(freq), keys.challenge(freq), keys.accuracy(freq)]
+    return [*names, keys.alerts(freq), keys.alert_levels(freq)]
+
+
 def forecasts_done_arguments(claim: Claim, freq: str, done: Sequence[Done], additions: Additions) -> dict[str, Any]:
     """Of forecasts_done.lua."""
     entries = [
@@ -54,6 +68,14 @@ def forecasts_done_arguments(claim: Claim, freq: str, done: Sequence[Done], addi
         for d in done
     ]
     return _done_arguments(claim, freq, entries, additions)
+
+
+def challenged_arguments(
+    claim: Claim, freq: str, states: Mapping[str, ItemChallenge], scored: Mapping[RowName, SumsByStep]
+) -> dict[str, Any]:
+    """Of forecasts_done.lua, which leaves the forecasts as they are then."""
+    entries = [[item_id, "", "=", "", "", pack_scores(state), ""] for item_id, state in states.items()]
+    return _done_arguments(claim, freq, entries, Additions(scored=scored))
 
 
 def _done_arguments(claim: Claim, freq: str, entries: Sequence[Sequence[str]], additions: Additions) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from feature_store.alert_state import unpack_alert_levels, unpack_item_alerts
 from feature_store.calibration_state import unpack_item_calibration, unpack_segment_levels
 from feature_store.chunks import ChunkTexts, unpack_chunks
 from feature_store.features import SOURCES
-from feature_store.score_state import unpack_challenge, unpack_scores
+from feature_store.score_state import unpack_scores
 from feature_store.store_errors import BehindError, FencedError
 from feature_store.store_types import Claim, Remembered, SeriesRead
 
@@ -19,7 +19,6 @@ from feature_store.store_types import Claim, Remembered, SeriesRead
 _STATES: dict[str, Callable[[bytes], Any]] = {
     "calibration": unpack_item_calibration,
     "scores": unpack_scores,
-    "challenges": unpack_challenge,
     "alerts": unpack_item_alerts,
 }
 
@@ -55,7 +54,6 @@ def series_read(reply: Sequence[Any], items: Sequence[str], wanted: WantedChunks
         states["calibration"],
         {zone.decode(): unpack_segment_levels(text) for zone, text in zip(reply[3][::2], reply[3][1::2], strict=True)},
         states["scores"],
-        states["challenges"],
         states["alerts"],
         {name: unpack_alert_levels(text) for name, text in text_map(reply[4]).items()},
     )

@@ -45,7 +45,7 @@ from feature_store.partition_copy import PartitionCopier, PartitionCopy
 from feature_store.partition_restore import PartitionRestore
 from feature_store.redis_calls import REDIS_ERRORS, RedisCalls, flat
 from feature_store.redis_cluster import NotAClusterError
-from feature_store.script_arguments import apply_arguments, forecasts_done_arguments
+from feature_store.script_arguments import apply_arguments, forecasts_done_arguments, forecasts_done_keys
 from feature_store.script_replies import (
     WantedChunks,
     behind,
@@ -288,7 +288,7 @@ class FeatureStore:
             FencedError, BehindError: see the classes.
         """
         keys = self._keys(claim)
-        kinds = (keys.calibration, keys.scores, keys.challenge, keys.alerts)
+        kinds = (keys.calibration, keys.scores, keys.alerts)
         states = [key(freq) for key, is_wanted in zip(kinds, remembered, strict=True) if is_wanted]
         names = [
             keys.meta,
@@ -324,14 +324,7 @@ class FeatureStore:
         are added to what calibration has learnt in the same bucket, and to the sums of scores."""
         keys = self._keys(claim)
         arguments = forecasts_done_arguments(claim, freq, done, additions)
-        names = [keys.meta, keys.dirty(freq), keys.forecasts(freq), keys.calibration(freq), keys.segments(freq)]
-        names += [
-            keys.scores(freq),
-            keys.challenge(freq),
-            keys.accuracy(freq),
-            keys.alerts(freq),
-            keys.alert_levels(freq),
-        ]
+        names = forecasts_done_keys(keys, freq)
         reply = await self._write("forecasts_done", claim, names, arguments)
         raise_if_not_owner(reply[0], claim)
 

@@ -15,7 +15,7 @@ from feature_store.calibration_state import ItemCalibration, SegmentLevels
 from feature_store.features import BucketRows, Deltas
 from feature_store.items import Item, ProductState
 from feature_store.layout import EventIds, ForecastSummary
-from feature_store.score_state import ItemChallenge, ItemScores, RowName, SumsByStep
+from feature_store.score_state import ItemScores, RowName, SumsByStep
 
 
 class Heads(NamedTuple):
@@ -81,7 +81,6 @@ class SeriesRead(NamedTuple):
     calibrations: list[ItemCalibration | None]  # of each item asked for, where they were asked for
     segments: dict[str, SegmentLevels]  # by time zone, the same
     scores: list[ItemScores | None]  # of each item asked for, where they were asked for
-    challenges: list[ItemChallenge | None]  # the same
     alerts: list[ItemAlerts | None]  # the same
     alert_levels: dict[str, AlertLevels]  # by name, where alerts were asked for
 
@@ -91,7 +90,6 @@ class Remembered(NamedTuple):
 
     calibration: bool = False
     scores: bool = False
-    challenges: bool = False
     alerts: bool = False
 
 

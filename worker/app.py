@@ -10,7 +10,6 @@ import asyncio
 import dataclasses
 import gc
 import logging
-import os
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import Any
 
 import click
 import faust
-import prometheus_client
 from faust.app.base import BootStrategy
 from mode import Service
 
@@ -26,9 +24,9 @@ from feature_store.outage import Outage
 from feature_store.store import FeatureStore, StoreClosedError
 from forecaster.contract import ROWS_PER_PASS
 from forecaster.inputs import ModelInputs
-from worker import metrics
 from worker.accuracy_reports import AccuracyReporter
 from worker.aside import Message
+from worker.challenger import Challenger
 from worker.errors import ForecastUnavailableError, TopicError, WatchdogError
 from worker.forecast_client import ForecastClient, ForecastReply
 from worker.forecast_messages import ForecastRules
@@ -36,8 +34,9 @@ from worker.global_calendar import GlobalCalendar
 from worker.lane import Lane
 from worker.lane_keeper import LaneKeeper
 from worker.lane_state import LaneRules
+from worker.pages import add_pages
 from worker.record_fetcher import RecordBatch, passing_errors
-from worker.rules import forecast_rules, lane_rules, report_rules
+from worker.rules import challenge_rules, forecast_rules, lane_rules, report_rules
 from worker.scheduler import Scheduler
 from worker.settings import Settings
 from worker.topics import ASIDE_BYTES, ensure_topics, kafka_client_config
@@ -60,6 +59,7 @@ _DRAIN_S = 20.0
 _COLLECT_EVERY = 200_000  # objects
 _SEEK_S = 5.0
 _REPORT_S = 1.0
+_CHALLENGE_S = 0.02
 _ROUNDS_AT_ONCE = 2  # of each freq: while the model works on one, the other is read, written and sent
 
 
@@ -76,6 +76,7 @@ class Worker(Service):  # type: ignore[misc]
         self._reassigning: set[asyncio.Task[None]] = set()
         self._joined = False
         self._connected = False
+        self._challenger_client: ForecastClient | None = None
         self._replaying = settings.clock == "event"
         self._kafka_outage = Outage(
             logger,
@@ -96,13 +97,8 @@ class Worker(Service):  # type: ignore[misc]
         self._calendar.start()
         if not await asyncio.to_thread(self._calendar.ready.wait, _CALENDAR_S):
             raise TopicError(f"{settings.topic_calendar_global} could not be read to its end in {_CALENDAR_S:.0f} s")
-        self._client = ForecastClient(
-            settings.triton_url,
-            model_name=settings.model_name,
-            model_version=settings.model_version,
-            timeout_s=settings.triton_timeout_s,
-            tls=settings.triton_tls,
-        )
+        self._client = self._new_client(settings.model_version)
+        self._challenger = self._new_challenger()
         self._scheduler = Scheduler(self._forecast_rules())
         self._reporter = AccuracyReporter(report_rules(settings), self._store.accuracy())
         # Not over a setting, and not in a replay, whose forecasts are those of its settings.
@@ -134,6 +130,30 @@ class Worker(Service):  # type: ignore[misc]
             for freq in settings.forecast_freqs * _ROUNDS_AT_ONCE:
                 self._forecasting.append(asyncio.create_task(self._forecast_forever(freq)))
             self._forecasting.append(asyncio.create_task(self._repeat(_REPORT_S, self._report)))
+            if self._challenger is not None:
+                self._forecasting.append(asyncio.create_task(self._repeat(_CHALLENGE_S, self._challenger.work)))
+
+    def _new_client(self, model_version: str) -> ForecastClient:
+        settings = self._settings
+        return ForecastClient(
+            settings.triton_url,
+            model_name=settings.model_name,
+            model_version=model_version,
+            timeout_s=settings.triton_timeout_s,
+            tls=settings.triton_tls,
+        )
+
+    def _new_challenger(self) -> Challenger | None:
+        """It has a client of its own: what it waits for, the published version does not."""
+        rules = challenge_rules(self._settings)
+        if rules is None:
+            return None
+        self._challenger_client = client = self._new_client(rules.version)
+
+        async def infer(inputs: ModelInputs) -> ForecastReply:
+            return await client.forecast(inputs, wait=self._replaying)
+
+        return Challenger(rules, infer, self._store.accuracy(), is_queued=not self._replaying)
 
     def _new_watchdog(self) -> Watchdog:
         loop = asyncio.get_running_loop()
@@ -186,6 +206,8 @@ class Worker(Service):  # type: ignore[misc]
         self._calendar.stop()
         await self._store.close()
         await self._client.close()
+        if self._challenger_client is not None:
+            await self._challenger_client.close()
 
     async def _end_of(self, tasks: Sequence[asyncio.Task[None]]) -> None:
         if tasks:
@@ -288,6 +310,7 @@ class Worker(Service):  # type: ignore[misc]
             global_entries=self._calendar.entries_at if self._replaying else (lambda _: self._calendar.entries()),
             infer=self._infer,
             model_is_away=lambda: self._client.is_away,
+            shadow=self._challenger.shadow if self._challenger is not None else None,
         )
 
     async def _send(self, topic: str, partition: int, messages: Sequence[Message]) -> None:
@@ -340,7 +363,7 @@ def create_app(settings: Settings, data: Path) -> faust.App:
     app.on_partitions_assigned.connect(worker.on_assigned)
     for topic in worker.topics:
         _add_agent(app, topic, worker.on_batch)
-    _add_pages(app, worker)
+    add_pages(app, worker.is_ready)
     return app
 
 
@@ -352,21 +375,6 @@ def _add_agent(app: faust.App, topic: str, on_batch: Callable[[RecordBatch], Awa
     # Without Faust's acknowledgements: what may be committed is what lanes report as applied.
     channel = app.topic(topic, schema=BatchSchema(), acks=False)
     app.agent(channel, name=f"worker.agent.{topic}", concurrency=1)(agent)
-
-
-def _add_pages(app: faust.App, worker: Worker) -> None:
-    @app.page("/live")  # type: ignore[untyped-decorator]
-    async def live(web: Any, request: Any) -> Any:
-        return web.text("live\n")
-
-    @app.page("/ready")  # type: ignore[untyped-decorator]
-    async def ready(web: Any, request: Any) -> Any:
-        # The process id tells whoever started this worker that no other one answers on its port.
-        return web.text(f"ready {os.getpid()}\n") if worker.is_ready() else web.text("not ready\n", status=503)
-
-    @app.page("/metrics")  # type: ignore[untyped-decorator]
-    async def metrics_page(web: Any, request: Any) -> Any:
-        return web.text(prometheus_client.generate_latest(metrics.REGISTRY).decode())
 
 
 def run_worker(settings: Settings) -> int:

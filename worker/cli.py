@@ -34,6 +34,7 @@ _COMMANDS = {
     "simulate": ("forecaster.simulate", "Run order policies on past sales: stock, costs, service."),
     "replenish": ("worker.replenish", "Order stock from forecasts and stock reports."),
     "export": ("worker.export", "Make a trained model a version that Triton serves."),
+    "promote": ("worker.promote", "Have workers use a challenger that has been shown to be better."),
     "model": ("worker.model", "List the served versions, and choose which one workers use."),
 }
 

@@ -26,6 +26,7 @@ from forecaster.inputs import ModelInputs, ModelOutputs, running_buckets
 from worker.alert_messages import Sources, alerts_made, not_judged
 from worker.alert_table import AlertRules
 from worker.calibration import Raw, Subjects, calibrate, owed_outcomes
+from worker.challenger import Shadowed
 from worker.schemas import Alert, Forecast, ForecastStep
 from worker.scored_forecasts import item_accuracy, not_scored, scored_forecasts
 from worker.scoring import BASELINE_VERSION, ScoringRules
@@ -96,6 +97,7 @@ class ForecastRules:
     calibrated_freqs: Collection[str] = ()  # of these, quantiles are adjusted to what has sold
     scoring: Mapping[str, ScoringRules] = field(default_factory=dict)  # by frequency; absent = it is not scored
     topic_accuracy: str = ""
+    shadow: Callable[[Sequence[Shadowed]], Awaitable[None]] | None = None  # hears of forecasts that were published
     item_accuracy_freqs: Collection[str] = ()  # of these, each item's own accuracy is published
     alert_rules: Mapping[str, AlertRules] = field(default_factory=dict)  # by frequency; absent = none are raised
     topic_alerts: str = ""

@@ -20,7 +20,7 @@ from feature_store.events import item_id_of
 from feature_store.features import BucketRows, pool_product_rows
 from feature_store.items import NO_PRODUCT_STATE, Item, ProductState
 from feature_store.plan import Retention
-from feature_store.score_state import ItemChallenge, ItemScores
+from feature_store.score_state import ItemScores
 from feature_store.store import NO_ADDITIONS, Additions, Claim, Done, FeatureStore, Heads, Remembered
 from worker.aside import Message
 
@@ -71,7 +71,6 @@ class LaneRead(NamedTuple):
     calibrations: list[ItemCalibration | None]  # of each subject; nothing of a frequency that is not calibrated
     segments: dict[str, SegmentLevels]  # by time zone
     scores: list[ItemScores | None]  # of each subject; nothing of a frequency that is not scored
-    challenges: list[ItemChallenge | None]  # of each subject; nothing where there is no challenger
     alerts: list[ItemAlerts | None]  # of each subject; nothing of a frequency in which no alerts are raised
     alert_levels: dict[str, AlertLevels]  # by name
 
@@ -202,7 +201,6 @@ class LaneState:
             calibrations=found.calibrations,
             segments=found.segments,
             scores=found.scores,
-            challenges=found.challenges,
             alerts=found.alerts,
             alert_levels=found.alert_levels,
         )

@@ -1,6 +1,6 @@
 """Every metric: name, type, unit and meaning. Dashboards and documents name only these."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
 
 REGISTRY = CollectorRegistry()
 
@@ -44,6 +44,12 @@ SCORED = Counter(
     ["freq", "model_version"],
     registry=REGISTRY,
 )
+CHALLENGES = Counter(
+    "shelfcast_challenges",
+    "Forecasts that a challenger was asked about too, by outcome: asked, left_out since it was busy, away.",
+    ["freq", "outcome"],
+    registry=REGISTRY,
+)
 ACCURACY = Gauge(
     "shelfcast_accuracy_sums",
     "Sums of scores over the last 7 days that were scored, as in docs/accuracy.md: measures are ratios of them, summed "
@@ -76,6 +82,11 @@ REPLENISHMENT_REVIEWS = Counter(
 REPLENISHMENT_REFUSED = Counter(
     "shelfcast_replenishment_refused", "Records that could not be used for orders.", ["source"], registry=REGISTRY
 )
+
+
+def exposition() -> str:
+    """All of them as Prometheus reads them."""
+    return generate_latest(REGISTRY).decode()
 
 
 def serve(host: str, port: int) -> None:

@@ -34,7 +34,7 @@ def list_command() -> None:
     async def look(store: FeatureStore, client: ForecastClient) -> tuple[dict[str, str], str]:
         return await client.versions(), await store.wanted_version(settings.model_name)
 
-    found, wanted = asyncio.run(_with_servers(settings, look))
+    found, wanted = asyncio.run(with_servers(settings, look))
     ready = [version for version, state in found.items() if state == "READY"]
     used = settings.model_version or wanted or (ready[-1] if ready else "")
     table = Table(title=f"{settings.model_name} at {settings.triton_url}", title_justify="left")
@@ -67,7 +67,7 @@ def use_command(version: str, load: bool) -> None:
     async def use(store: FeatureStore, client: ForecastClient) -> None:
         await choose(store, client, settings, version, load=load)
 
-    asyncio.run(_with_servers(settings, use))
+    asyncio.run(with_servers(settings, use))
     click.echo(f"workers of namespace {settings.namespace!r} take version {version} of {settings.model_name} over now")
 
 
@@ -99,9 +99,14 @@ async def choose(
     await store.want_version(settings.model_name, version)
 
 
-async def _with_servers(
+async def with_servers(
     settings: Settings, call: Callable[[FeatureStore, ForecastClient], Awaitable[_Result]]
 ) -> _Result:
+    """Call with the feature store and Triton's client of the settings.
+
+    Raises:
+        ShelfcastError: Redis does not answer.
+    """
     client = ForecastClient(
         settings.triton_url,
         model_name=settings.model_name,

@@ -13,6 +13,7 @@ from forecaster.inputs import ModelInputs
 from worker.accuracy_reports import ReportRules
 from worker.alert_levels import Budget
 from worker.alert_table import AlertRules
+from worker.challenger import ChallengeRules, Shadowed
 from worker.forecast_messages import ForecastRules, Reply
 from worker.lane_state import LaneRules, Send
 from worker.scoring import ScoringRules
@@ -72,6 +73,14 @@ def report_rules(settings: Settings) -> ReportRules:
     )
 
 
+def challenge_rules(settings: Settings) -> ChallengeRules | None:
+    """Which version is compared with the published one; None = none is."""
+    if not settings.challenger_version:
+        return None
+    scoring, calendar = scoring_rules(settings), settings.shop_calendar()
+    return ChallengeRules(settings.challenger_version, settings.challenger_share, scoring, calendar)
+
+
 def forecast_rules(
     settings: Settings,
     *,
@@ -79,6 +88,7 @@ def forecast_rules(
     global_entries: Callable[[int], Sequence[CalendarEntry]],
     infer: Callable[[ModelInputs], Awaitable[Reply]],
     model_is_away: Callable[[], bool],
+    shadow: Callable[[Sequence[Shadowed]], Awaitable[None]] | None = None,
 ) -> ForecastRules:
     """Rules of forecasts. A forecast that is not live is issued at its cutoff, so that it comes out the same again."""
     return ForecastRules(
@@ -86,6 +96,7 @@ def forecast_rules(
         freqs=settings.forecast_freqs,
         calibrated_freqs=settings.calibrated_freqs,
         scoring=scoring_rules(settings),
+        shadow=shadow,
         alert_rules={
             freq: alert_rules(settings, freq) for freq in settings.forecast_freqs if freq in settings.alert_freqs
         },

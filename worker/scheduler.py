@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 import numpy as np
 
-from feature_store.store import NO_ADDITIONS, Additions, BehindError, Done, FencedError, Heads
+from feature_store.store import NO_ADDITIONS, Additions, BehindError, Claim, Done, FencedError, Heads
 from forecaster.baselines import empirical_forecast
 from forecaster.contract import ROWS_PER_PASS
 from forecaster.inputs import ModelInputs, ModelOutputs, Subject, build_inputs
@@ -23,6 +23,7 @@ from worker import metrics
 from worker.alert_messages import closed_alerts
 from worker.aside import Message
 from worker.calibration import outcomes_of
+from worker.challenger import Shadowed
 from worker.errors import ForecastUnavailableError
 from worker.forecast_messages import BASELINE, ForecastRules, LaneRead, Messages, Model, forecast_messages
 from worker.schemas import Alert
@@ -38,6 +39,7 @@ class Lane(Protocol):
     """What the scheduler asks of a lane."""
 
     closed: bool
+    claim: Claim
 
     @property
     def partition(self) -> int: ...
@@ -171,18 +173,22 @@ class Scheduler:
         1. One request to the model; without an answer a baseline takes its place. Calibrate.
         2. Send, and wait until Kafka has acknowledged.
         3. Store what was sent; clear the marks of items that nothing has touched since.
+        4. Let a challenger know.
         """
         joined = ModelInputs(*(np.concatenate(parts) for parts in zip(*(one.inputs for one in prepared), strict=True)))
         outputs, model = await self._infer(freq, joined)  # 1
-        made, start = [], 0
+        made, shadowed, start = [], [], 0
         for one in prepared:
             stop = start + len(one.read.subjects)
             own = ModelOutputs(*(array[start:stop] for array in outputs))
             made.append(forecast_messages(self._rules, freq, one.read, one.inputs, own, model))
+            shadowed.append(Shadowed(one.lane, freq, one.read, one.inputs, own, model.version))
             start = stop
         await asyncio.gather(  # 2, 3
             *(self._publish(freq, one.lane, own, model) for one, own in zip(prepared, made, strict=True))
         )
+        if self._rules.shadow is not None and model != BASELINE:
+            await self._rules.shadow(shadowed)  # 4
 
     async def _withdraw_or_read(self, lane: Lane, freq: str, item_ids: Sequence[str]) -> tuple[Lane, LaneRead | None]:
         try:

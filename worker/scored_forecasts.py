@@ -39,22 +39,22 @@ class ScoredRead(Protocol):
 
 
 class Published(Protocol):
-    """Forecasts in units, as they are published, in the order of what was read."""
+    """Forecasts in units, in the order of what was read."""
 
     @property
-    def quantiles(self) -> NDArray[np.float64]:
-        """float64 (item, step, quantile)."""
+    def quantiles(self) -> NDArray[np.float64] | NDArray[np.float32]:
+        """(item, step, quantile)."""
 
     @property
-    def mean(self) -> NDArray[np.float64]:
-        """float64 (item, step)."""
+    def mean(self) -> NDArray[np.float64] | NDArray[np.float32]:
+        """(item, step)."""
 
 
 def told_of(published: Published, steps: tuple[int, ...]) -> Told:
     """What they say of some steps, 1 = the running bucket."""
     places = [step - 1 for step in steps]
     quantiles, mean = published.quantiles[:, places], published.mean[:, places]
-    return Told(*(np.rint(array * _THOUSANDTHS).astype(np.int64) for array in (quantiles, mean)))
+    return Told(*(np.rint(array.astype(np.float64) * _THOUSANDTHS).astype(np.int64) for array in (quantiles, mean)))
 
 
 def scored_forecasts(

@@ -71,6 +71,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str, Meta(description="its version; empty = the one chosen by `shelfcast model use`, else the newest loaded")
     ] = ""
 
+    challenger_version: Annotated[
+        str, Meta(description="another version, forecast with unseen beside it and compared; see docs/accuracy.md")
+    ] = ""
+    challenger_share: Annotated[
+        float, Meta(gt=0, le=1, description="share of the items that the challenger is asked about")
+    ] = 0.1
+
     namespace: Annotated[
         str,
         Meta(

@@ -93,7 +93,7 @@ async def test_who_was_fenced_adds_nothing_and_a_withdrawn_item_is_forgotten(eac
         assert await store.accuracy().peek_item(0, "1d", "mug") == state(1)
         await store.forecasts_done(claim, "1d", [Done("mug", None, None)])
         read = await store.read(claim, "1d", ["mug", "pot"], "1d", [], 0, 0, _WANTED)
-        assert (read.scores, read.calibrations, read.challenges) == ([None, None], [], [])
+        assert (read.scores, read.calibrations) == ([None, None], [])
         assert await store.accuracy().read(claim, "1d") == AccuracyRead({DAY: {1: [1]}}, {})
 
 
