@@ -29,10 +29,12 @@ class Compared(NamedTuple):
 
 
 class Demands(NamedTuple):
-    """What evidence has to be: the significance level of the test, and how many days it must be of."""
+    """What evidence has to be: the significance level of the test, how many days it must be of, and by what share the
+    loss must be lower: beyond chance may still be next to nothing."""
 
     significance: float = 0.05
     days: int = 14
+    gain: float = 0.005
 
 
 def compare(rows: Mapping[str, Mapping[RowName, SumsByStep]], present: str, challenger: str) -> list[Compared]:
@@ -79,6 +81,9 @@ def objections(found: Sequence[Compared], demands: Demands) -> list[str]:
             out.append(
                 f"{where}: not better beyond chance (p = {test.p_better:.3f}, {demands.significance:g} is asked for)"
             )
+        gain = 1 - own[0].challenger.wql / own[0].present.wql if own[0].present.wql > 0 else 0.0
+        if gain < demands.gain:
+            out.append(f"{where}: WQL is {gain:.2%} lower, {demands.gain:.2%} are asked for")
         out += [
             f"{freq}, step {one.step}: worse beyond chance (p = {one.test.p_worse:.3f})"
             for one in own

@@ -25,9 +25,16 @@ from worker.settings import Settings, load_settings
 @click.argument("version", required=False)
 @click.option("--check", is_flag=True, help="Only print the evidence; exit with 1 where it does not suffice.")
 @click.option("--force", is_flag=True, help="Promote without it.")
-@click.option("--significance", default=0.05, show_default=True, type=click.FloatRange(0, 1, min_open=True))
+@click.option(
+    "--significance",
+    default=0.05,
+    show_default=True,
+    type=click.FloatRange(0, 1, min_open=True),
+    help="The most that chance may have to do with it.",
+)
 @click.option("--days", default=14, show_default=True, type=click.IntRange(2), help="Days of comparison asked for.")
-def command(version: str | None, check: bool, force: bool, significance: float, days: int) -> None:
+@click.option("--gain", default=0.005, show_default=True, help="By what share WQL has to be lower at the first step.")
+def command(version: str | None, check: bool, force: bool, significance: float, days: int, gain: float) -> None:
     """Have all running workers of the namespace use VERSION, by default SHELFCAST_CHALLENGER_VERSION, in place of the
     one they use now, if its forecasts were better on the same items at the same moments."""
     settings = load_settings(os.environ)
@@ -38,7 +45,7 @@ def command(version: str | None, check: bool, force: bool, significance: float, 
         raise ShelfcastError(
             f"SHELFCAST_MODEL_VERSION={settings.model_version} goes before what is promoted: unset it for workers"
         )
-    demands = Demands(significance, days)
+    demands = Demands(significance, days, gain)
 
     async def look(store: FeatureStore, client: ForecastClient) -> list[str]:
         present = await _present(store, client, settings)

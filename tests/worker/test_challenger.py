@@ -139,4 +139,5 @@ async def test_a_better_challenger_is_found_and_a_worse_one_is_not(redis_url: st
         assert (found[0].challenger.wql < found[0].present.wql) == better
         assert (objections(found, Demands()) == []) == better, objections(found, Demands())
         assert any("30 are asked for" in text for text in objections(found, Demands(days=30)))
+    assert any("WQL is -" in text for text in objections(found, Demands()))
     assert "worse beyond chance" in "".join(objections(found, Demands()))
