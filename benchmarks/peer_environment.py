@@ -16,6 +16,7 @@ PEERS: dict[str, tuple[str, ...]] = {
     "quixstreams": ("quixstreams", "msgspec", "redis", "hiredis"),
     "bytewax": ("bytewax", "confluent-kafka", "msgspec", "redis", "hiredis"),
     "pathway": ("pathway", "msgspec", "redis", "hiredis"),
+    "river": ("river",),
 }
 _LINES_QUOTED = 3
 

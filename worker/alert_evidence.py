@@ -11,10 +11,13 @@ has mean 1 at every moment while the count follows its forecast, and grows faste
 of stochastic processes"). Where the true mean is lower (r > 1) or higher (r < 1) it shrinks on average. So it may be
 looked at as often as one likes: the chance that it ever passes c is at most 1 / c (Ville 1939).
 
-A detector multiplies it up bucket by bucket and begins anew wherever that is better (CUSUM of Page 1954, as an
-e-detector of Shin, Ramdas and Rinaldo 2023, "E-detectors: a nonparametric framework for sequential change detection"):
-all windows that end now are looked at in one number, and while nothing has changed it takes at least c days on average
-until it passes c. Several detectors of a kind are averaged, which keeps that promise.
+A detector adds up its logarithm bucket by bucket and begins anew where that falls below 0 (CUSUM, Page 1954,
+"Continuous inspection schemes"; as an e-detector in Shin, Ramdas and Rinaldo 2023, "E-detectors: a nonparametric
+framework for sequential change detection"): all windows that end now are looked at in one number. It leaves 0 at an
+event only, and from there it passes ln c with a chance of about 1 / c: of a day in which n events are expected the
+chance of a false alarm is about n / 2c, half of the events finding it at 0 (Siegmund 1985, "Sequential analysis", has
+the constant for large n). `strength` is the logarithm of c less that of n / 2, so that of a level a it must pass ln 1/a
+whether an item sells once a week or a hundred times a day. Detectors of a kind are averaged.
 
 Ratings have a past mean instead of a forecast. With dissatisfaction y = (5 - rating) / 4 of past mean p,
 exp(θ Σ y) / (1 + p (e^θ - 1))^n has a mean of at most 1 whatever the distribution of ratings (Hoeffding 1963,
@@ -33,6 +36,7 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 KINDS = ("demand_above", "demand_below", "interest_above", "review_below")
+BELOW = KINDS.index("demand_below")
 CHANNELS = ("order_lines", "units", "add_to_carts", "views", "ratings")
 LINES, UNITS, CARTS, VIEWS, RATINGS = range(len(CHANNELS))
 
@@ -46,18 +50,18 @@ class Detector(NamedTuple):
 
 
 DETECTORS: tuple[Detector, ...] = (
-    *(Detector(0, LINES, ratio) for ratio in (1.6, 2.5, 5.0)),
-    *(Detector(0, UNITS, ratio) for ratio in (2.5, 8.0)),
+    *(Detector(0, LINES, ratio) for ratio in (2.0, 5.0)),
+    Detector(0, UNITS, 4.0),
     *(Detector(1, LINES, ratio) for ratio in (0.5, 0.1)),
-    *(Detector(2, CARTS, ratio) for ratio in (1.6, 2.5, 5.0)),
-    *(Detector(2, VIEWS, ratio) for ratio in (1.6, 4.0)),
+    *(Detector(2, CARTS, ratio) for ratio in (2.0, 5.0)),
+    Detector(2, VIEWS, 3.0),
     *(Detector(3, RATINGS, ratio) for ratio in (1.5, 2.5)),
 )
 KIND_OF: Integers = np.array([detector.kind for detector in DETECTORS], dtype=np.int64)
 CHANNEL_OF: Integers = np.array([detector.channel for detector in DETECTORS], dtype=np.int64)
 _RATIOS: Floats = np.array([detector.ratio for detector in DETECTORS])
 # A forecast is a little off for weeks on end: only what is beyond these factors of it counts as having left it.
-_SLACK: Floats = np.where(_RATIOS > 1, 1.3, 0.8)
+_SLACK: Floats = np.where(_RATIOS > 1, 1.05, 0.95)
 _WORST_RATING_SHARE = 0.95
 _NEGLIGIBLE = 1e-12
 

@@ -27,8 +27,8 @@ class Budget(NamedTuple):
     """share: of alerts that may be false; fade: what a day's alerts count for a day later; spend: share of what was
     earned that is kept for later days."""
 
-    share: float = 0.1
-    fade: float = 0.98
+    share: float = 0.3
+    fade: float = 0.5
     spend: float = 0.5
 
 

@@ -11,15 +11,18 @@ from numpy.typing import NDArray
 from feature_store.alert_state import AlertLevels, ItemAlerts
 from feature_store.features import FEATURE_INDEX
 from worker.alert_evidence import (
+    BELOW,
     CARTS,
     CHANNEL_OF,
     CHANNELS,
     DETECTORS,
+    KIND_OF,
     LINES,
     RATINGS,
     UNITS,
     VIEWS,
     Tilts,
+    by_kind,
     tilts_of,
 )
 from worker.alert_levels import Budget
@@ -29,12 +32,14 @@ Integers = NDArray[np.int64]
 
 LONGEST = 48  # buckets that a window, and the way back to the last look, may be long
 THOUSAND = 1_000
-# Of ItemAlerts.traits: units a line, carts and views a line, and the spreads of the four channels of counts.
-UNITS_A_LINE, CARTS_A_LINE, VIEWS_A_LINE, SPREADS = 0, 1, 2, slice(3, 7)
-TRAITS = 7
+# Of ItemAlerts.traits: units a line, carts and views a line, the spreads of the four channels of counts, units a day,
+# and the share of them that a drop is measured against.
+UNITS_A_LINE, CARTS_A_LINE, VIEWS_A_LINE, SPREADS, UNITS_A_DAY, USUAL_SHARE = 0, 1, 2, slice(3, 7), 7, 8
+TRAITS = 9
 COLUMNS = [FEATURE_INDEX[name] for name in ("order_lines", "units", "add_to_carts", "views")]
 REVIEWS, STARS = FEATURE_INDEX["review_count"], FEATURE_INDEX["rating_sum"]
-NONE = -20.0  # evidence that is as good as none
+_LEAST_CHANCES = 0.02  # false alarms that an item which hardly ever sells has a chance of in a day, at no evidence
+_CHANCES_AN_EVENT = 0.5
 _FEWEST_RATINGS = 10
 _PRIOR_RATINGS, _PRIOR_DISSATISFACTION, _RATING_MARGIN = 4.0, 0.2, 0.03
 _LEAST_SPREAD = 1.1
@@ -89,7 +94,6 @@ class Table:
     def __init__(self, looks: Looks, rules: AlertRules) -> None:
         self.looks, self.rules = looks, rules
         count = len(looks.states)
-        self.start = -np.log(rules.per_day)
         gap = np.array([b - s.bucket if s else 0 for b, s in zip(looks.running.tolist(), looks.states, strict=True)])
         known = np.array([s is not None for s in looks.states], dtype=np.bool_)
         self.kept = known & (gap >= 0) & (gap <= LONGEST)
@@ -100,12 +104,13 @@ class Table:
         self.elapsed = np.clip(looks.elapsed, 0.0, 1.0)
         self.rates = np.full((count, LONGEST + 1), -1.0)  # the running bucket last
         self.traits = np.ones((count, TRAITS)) * 2
-        self.evidence = np.full((count, len(DETECTORS)), NONE)
+        self.evidence = np.zeros((count, len(DETECTORS)))
         self.ages = np.zeros((count, len(DETECTORS)), dtype=np.int64)
         self.ratings = np.zeros((count, 2))
         for i in np.flatnonzero(self.kept).tolist():
             self._take(i, looks.states[i])
         self.tilts = self._tilts()
+        self.chances = self._chances()
 
     def _take(self, i: int, state: ItemAlerts | None) -> None:
         if state is None:
@@ -121,7 +126,7 @@ class Table:
         self.rates = np.where(self.rates >= 0, self.rates / THOUSAND, np.nan)
         self.traits /= THOUSAND
         self.evidence /= THOUSAND
-        self.evidence[~self.kept] = NONE
+        self.evidence[~self.kept] = 0.0
         self.traits[~self.kept] = 2.0
         count, stars = self.ratings.T
         dissatisfaction = (5 * count - stars) / 4 + _PRIOR_RATINGS * _PRIOR_DISSATISFACTION
@@ -158,12 +163,24 @@ class Table:
     def added(self, evidence: Floats, ages: Integers, ago: int, share: Floats) -> Evidence:
         """Evidence with a bucket's counts, of which `share` has passed. A detector begins anew where it has none."""
         part = np.where(CHANNEL_OF == RATINGS, 1.0, share[:, None])  # of ratings those counted are what is expected
+        part = np.where(KIND_OF == BELOW, part * self.traits[:, USUAL_SHARE, None], part)
         expected = self.expected(ago)[:, CHANNEL_OF] * part
         gain = self.tilts.gain * self.counts(ago)[:, CHANNEL_OF] - self.tilts.cost * expected
-        begins = evidence <= self.start
-        grown = np.maximum(evidence, self.start) + gain
+        begins = evidence <= 0
+        grown = np.maximum(evidence, 0.0) + gain
         is_known = np.isfinite(grown)
-        return Evidence(np.where(is_known, grown, NONE), np.where(begins | ~is_known, 0, ages))
+        return Evidence(np.where(is_known, grown, 0.0), np.where(begins | ~is_known, 0, ages))
+
+    def strength(self, evidence: Floats) -> Floats:
+        """Of each kind, less the logarithm of how often a day it could be passed by chance: float64 (item, kind)."""
+        return by_kind(evidence - np.log(self.chances)[:, CHANNEL_OF])
+
+    def _chances(self) -> Floats:
+        """float64 (item, channel): false alarms a day at no evidence."""
+        lines = self.traits[:, UNITS_A_DAY] / self.traits[:, UNITS_A_LINE]
+        events = [lines, lines, *(lines * self.traits[:, trait] for trait in (CARTS_A_LINE, VIEWS_A_LINE))]
+        ratings = np.full(len(lines), 1.0)
+        return np.asarray(np.maximum(_CHANCES_AN_EVENT * np.column_stack([*events, ratings]), _LEAST_CHANCES))
 
     def folded(self) -> Evidence:
         """Evidence up to the begin of the running bucket."""
@@ -172,7 +189,7 @@ class Table:
         for ago in range(int(self.gap.max(initial=0)), 0, -1):
             due = (self.gap >= ago)[:, None]
             grown = self.added(evidence, ages, ago, whole)
-            evidence = np.where(due, np.maximum(grown.evidence, NONE), evidence)
+            evidence = np.where(due, np.maximum(grown.evidence, 0.0), evidence)
             ages = np.where(due, grown.ages + 1, ages)
         return Evidence(evidence, np.minimum(ages, LONGEST))
 

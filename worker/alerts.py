@@ -28,7 +28,6 @@ from worker.alert_evidence import (
     KIND_OF,
     KINDS,
     RATINGS,
-    by_kind,
     spread_of_quantiles,
     tail_probability,
 )
@@ -36,7 +35,6 @@ from worker.alert_levels import level_of, levels_in
 from worker.alert_table import (
     COLUMNS,
     LONGEST,
-    NONE,
     REVIEWS,
     SPREADS,
     STARS,
@@ -55,10 +53,16 @@ SEVERITIES: tuple[Literal["minor", "major", "critical"], ...] = ("minor", "major
 _SEVERE = (1e-6, 1e-12)  # tail probabilities from which on an alert is major, and critical
 _ABOVE = tuple(kind != "demand_below" for kind in KINDS)
 _MOST_RATINGS = 400  # beyond, old ones count half
-_PRIOR_LINES, _PRIOR_SPREAD = 10.0, 1.5
+_HOT = 2.0  # strength from which on a reference stands still: about one day in eight has as much by chance
+_LEAST_EVIDENCE = 3.5  # log; a few orders of an item that hardly ever sells are no alert
+_PRIOR_DAYS, _PRIOR_SPREAD = 3.0, 1.4
+_FORECAST_ERROR = 1.15  # by how much days differ more from their forecast than from the same weekday before
+# Share of days that tell of the spread, and the mean of so many of the lowest squares of a normal variable.
+_CENTRAL, _CENTRAL_MEAN = 0.75, 0.4
 _FEWEST_CLICKS = 20
 _QUIET_SHARE = 0.05  # a bucket is never expected to hold less than this share of the mean one: nights are not empty
 _WEEK, _HISTORY_DAYS = 7, 56
+_UNTOLD_DAYS = 2  # the last ones, which may be a part of what is to be found, tell nothing of how days differ
 _MOST_TRAIT = 1e9
 _LEVELS: Floats = np.array(QUANTILE_LEVELS)
 
@@ -100,10 +104,10 @@ def judge(looks: Looks, rules: AlertRules) -> Judged:
     table = Table(looks, rules)
     folded = table.folded()  # 1
     present = table.added(*folded, 0, table.elapsed)  # 2
-    strength = by_kind(np.maximum(present.evidence, NONE))
+    strength = table.strength(np.maximum(present.evidence, 0.0))
     threshold = -np.log(level_of(levels, rules.budget))
     news, episodes = _episodes(table, present, strength, threshold)  # 3
-    is_hot = (np.maximum(by_kind(folded.evidence), strength) >= 0).any(axis=1)
+    is_hot = _is_hot(table, folded.evidence) | _is_hot(table, present.evidence)
     states: list[ItemAlerts | None] = [None] * len(looks.states)
     told = sorted({one.row for one in news})
     changed = np.flatnonzero(table.fresh | np.isin(np.arange(len(states)), told))
@@ -117,6 +121,12 @@ def judge(looks: Looks, rules: AlertRules) -> Judged:
     return Judged(states, news, own)
 
 
+def _is_hot(table: Table, evidence: Floats) -> Booleans:
+    """Whether evidence speaks for a change, in an item of which something was expected."""
+    speaks = (table.strength(np.maximum(evidence, 0.0)) >= _HOT).any(axis=1) & (evidence >= _HOT).any(axis=1)
+    return np.asarray(speaks & np.isfinite(table.expected(0)[:, 0]))
+
+
 def _episodes(
     table: Table, present: Evidence, strength: Floats, threshold: float
 ) -> tuple[list[News], dict[int, list[Episode]]]:
@@ -124,6 +134,9 @@ def _episodes(
     looks = table.looks
     quiet = np.array([s.quiet_until if s else 0 for s in looks.states], dtype=np.int64)
     opens = (strength >= threshold) & (looks.running >= quiet)[:, None]
+    opens &= np.stack(
+        [(present.evidence[:, kind == KIND_OF] >= _LEAST_EVIDENCE).any(axis=1) for kind in range(len(KINDS))], axis=1
+    )
     have = [i for i, s in enumerate(looks.states) if s is not None and s.episodes]
     news: list[News] = []
     after: dict[int, list[Episode]] = {}
@@ -207,7 +220,7 @@ def _states(table: Table, parts: _Parts, rows: Integers) -> list[ItemAlerts]:
     """New states of some rows."""
     looks = table.looks
     traits = _traits(looks, rows, table.rules.per_day)
-    evidence = np.rint(np.maximum(parts.folded.evidence, NONE) * THOUSAND).astype(np.int64)
+    evidence = np.rint(parts.folded.evidence * THOUSAND).astype(np.int64)
     out = []
     for n, row in enumerate(rows.tolist()):
         state = looks.states[row] if table.kept[row] else None
@@ -215,7 +228,7 @@ def _states(table: Table, parts: _Parts, rows: Integers) -> list[ItemAlerts]:
         begins = state is None or ended > 0
         ages = [0] * len(DETECTORS) if begins else parts.folded.ages[row].tolist()
         renews = begins or (bool(table.fresh[row]) and not parts.is_hot[row])
-        first, rates = _rates(looks, row, state, max(ages), renews=renews)
+        first, rates = _rates(table, row, state, max(ages), renews=renews, ended=ended > 0)
         out.append(
             ItemAlerts(
                 bucket=int(looks.running[row]),
@@ -223,7 +236,7 @@ def _states(table: Table, parts: _Parts, rows: Integers) -> list[ItemAlerts]:
                 rates=rates,
                 forecast_id=looks.forecast_ids[row] if state is None or renews else state.forecast_id,
                 traits=traits[n] if state is None or renews else state.traits,
-                evidence=[round(NONE * THOUSAND)] * len(DETECTORS) if begins else evidence[row].tolist(),
+                evidence=[0] * len(DETECTORS) if begins else evidence[row].tolist(),
                 ages=ages,
                 past_ratings=_past_ratings(table, row, is_hot=bool(parts.is_hot[row])),
                 episodes=parts.episodes.get(row, []),
@@ -240,9 +253,12 @@ def _quiet_until(table: Table, row: int, state: ItemAlerts | None, ended: int) -
     return state.quiet_until if state is not None else 0
 
 
-def _rates(looks: Looks, row: int, state: ItemAlerts | None, age: int, *, renews: bool) -> tuple[int, list[int]]:
+def _rates(
+    table: Table, row: int, state: ItemAlerts | None, age: int, *, renews: bool, ended: bool
+) -> tuple[int, list[int]]:
     """The first bucket of which a rate is kept, and the rates: of the window that evidence is from, and as far as the
     reference reaches. The running bucket's is never of a forecast made in it, which has seen a part of it."""
+    looks, per_day = table.looks, table.rules.per_day
     running = int(looks.running[row])
     first, rates = (running, [-1]) if state is None else (state.first, state.rates)
     begin = min(max(running - age, first), running)
@@ -250,19 +266,20 @@ def _rates(looks: Looks, row: int, state: ItemAlerts | None, age: int, *, renews
     if not renews:
         return begin, rates
     mean = looks.mean[row, 1:LONGEST]
-    ahead = np.rint(np.maximum(mean, _QUIET_SHARE * mean.mean()) * THOUSAND).astype(np.int64)
-    return begin, [*rates[: running + 1 - begin], *ahead.tolist()]
+    ahead = np.rint(np.maximum(mean, _QUIET_SHARE * mean.mean()) * THOUSAND).astype(np.int64).tolist()
+    # The next half day stays as it was forecast half a day ago: what has begun unnoticed is not in it.
+    stays = rates[running + 1 - begin :][: per_day // 2] if state is not None and not ended else []
+    return begin, [*rates[: running + 1 - begin], *stays, *ahead[len(stays) :]]
 
 
 def _traits(looks: Looks, rows: Integers, per_day: int) -> list[list[int]]:
     """What else is to be expected of items, from their own past days; see alert_table.py."""
-    days = min(looks.closed.shape[1] // per_day, _HISTORY_DAYS)
-    past = looks.closed[rows, looks.closed.shape[1] - days * per_day :][:, :, COLUMNS].astype(np.float64)
+    end = looks.closed.shape[1] - _UNTOLD_DAYS * per_day
+    days = min(end // per_day, _HISTORY_DAYS)
+    past = looks.closed[rows, end - days * per_day : end][:, :, COLUMNS].astype(np.float64)
     by_day = past.reshape(len(rows), days, per_day, len(COLUMNS)).sum(axis=2)  # NaN where the item was not yet sold
     lines, units, carts, views = np.nansum(by_day, axis=1).T
-    step = np.nan_to_num(by_day[:, _WEEK:] - by_day[:, :-_WEEK])  # the same weekday: what differs by it is forecast
-    pairs = np.nan_to_num(by_day[:, _WEEK:] + by_day[:, :-_WEEK]).sum(axis=1) / 2
-    spread = (np.square(step).sum(axis=1) / 2 + _PRIOR_LINES * _PRIOR_SPREAD) / (pairs + _PRIOR_LINES)
+    spread = _spreads(by_day)
     spread[:, 1] = spread_of_quantiles(looks.total[rows], _LEVELS, looks.total_mean[rows])
     some = np.maximum(lines, 1.0)
     a_line = [
@@ -270,10 +287,28 @@ def _traits(looks: Looks, rows: Integers, per_day: int) -> list[list[int]]:
         np.where(carts >= _FEWEST_CLICKS, carts / some, 0.0),
         np.where(views >= _FEWEST_CLICKS, views / some, 0.0),
     ]
-    traits = np.column_stack([*a_line, spread])
+    a_day = looks.mean[rows, 1:].mean(axis=1) * per_day if looks.mean.shape[1] > 1 else looks.mean[rows, 0]
+    # After a rush that nobody was told of forecasts are too high: a drop is one only below the median day, too.
+    usual = np.median(np.nan_to_num(by_day[:, :, 0]), axis=1) if days else np.zeros(len(rows))
+    share = np.minimum(usual * np.maximum(a_line[0], 1 / THOUSAND) / np.maximum(a_day, 1e-3), 1.0)
+    traits = np.column_stack([*a_line, spread, a_day, share])
     traits[:, 0] = np.maximum(traits[:, 0], 1 / THOUSAND)
     packed: list[list[int]] = np.rint(np.minimum(traits, _MOST_TRAIT) * THOUSAND).astype(np.int64).tolist()
     return packed
+
+
+def _spreads(by_day: Floats) -> Floats:
+    """Variance over mean of days: float64 (item, channel), from float64 (item, day, channel). From steps between the
+    same weekdays, for what differs by weekday is forecast; days that stand out are left out of it, since they may be
+    what is to be found."""
+    step = by_day[:, _WEEK:] - by_day[:, :-_WEEK]
+    ratio = np.square(step) / np.maximum(by_day[:, _WEEK:] + by_day[:, :-_WEEK], 1.0)  # 1 on average, were it Poisson
+    known = np.sort(np.where(np.isfinite(ratio), ratio, np.inf), axis=1)
+    count = np.isfinite(ratio).sum(axis=1)
+    kept = np.floor(_CENTRAL * count)
+    inside = np.arange(known.shape[1])[None, :, None] < kept[:, None]
+    total = np.where(inside, known, 0.0).sum(axis=1) / _CENTRAL_MEAN
+    return np.asarray(_FORECAST_ERROR * (total + _PRIOR_DAYS * _PRIOR_SPREAD) / (kept + _PRIOR_DAYS))
 
 
 def _past_ratings(table: Table, row: int, *, is_hot: bool) -> list[int]:

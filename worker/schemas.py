@@ -83,7 +83,7 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     kind: Annotated[
         str,
         Meta(
-            description="demand_above, demand_below, interest_above, review_below, stream_silent, input_drift or "
+            description="demand_above, demand_below, interest_above, review_below, input_drift or "
             "error_drift; others may come"
         ),
     ]

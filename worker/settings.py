@@ -188,7 +188,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = ("1h",)
     alert_false_share: Annotated[
         float, Meta(gt=0, lt=1, description="of all alerts, the share that may be false; see docs/alerts.md")
-    ] = 0.1
+    ] = 0.3
     alert_update_s: Annotated[
         float, Meta(gt=0, description="seconds of event time after which an open alert is told of again")
     ] = 21_600.0
