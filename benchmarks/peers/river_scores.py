@@ -19,7 +19,10 @@ def main(folder: Path, hours: int) -> None:
             if hour >= hours:
                 # Its score is 2 |F(value) - 1/2|, whatever side: only what is above counts here.
                 mean = detector.gaussian.mu
-                score = detector.score_one(None, value)
+                try:
+                    score = detector.score_one(None, value)
+                except TypeError:  # its rolling variance has fallen below 0 by rounding: every hour was the same
+                    score = 1.0
                 scores[item, hour] = score if value > mean else 0.0
             detector.learn_one(None, value)
     np.save(folder / "scores.npy", scores)
