@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 import click
@@ -31,12 +31,9 @@ def list_command() -> None:
     """List the versions that Triton knows, and say which one workers use."""
     settings = load_settings(os.environ)
 
-    async def look(store: FeatureStore, client: ForecastClient) -> tuple[dict[str, str], str]:
-        return await client.versions(), await store.wanted_version(settings.model_name)
-
-    found, wanted = asyncio.run(with_servers(settings, look))
+    found, wanted = asyncio.run(with_servers(settings, _look(settings)))
     ready = [version for version, state in found.items() if state == "READY"]
-    used = settings.model_version or wanted or (ready[-1] if ready else "")
+    used = used_version(settings, found, wanted)
     table = Table(title=f"{settings.model_name} at {settings.triton_url}", title_justify="left")
     for column in ("version", "state", "workers"):
         table.add_column(column)
@@ -46,6 +43,29 @@ def list_command() -> None:
     click.echo(_why(settings, wanted))
     if used and used not in ready:
         raise ModelError(f"version {used} is not served: load it, or `shelfcast model use` another")
+
+
+@command.command("current")
+def current_command() -> None:
+    """Print the version that workers use, and nothing else: for scripts."""
+    settings = load_settings(os.environ)
+    used = used_version(settings, *asyncio.run(with_servers(settings, _look(settings))))
+    if not used:
+        raise ModelError(f"Triton at {settings.triton_url} serves no version of {settings.model_name}")
+    click.echo(used)
+
+
+def _look(settings: Settings) -> Callable[[FeatureStore, ForecastClient], Awaitable[tuple[dict[str, str], str]]]:
+    async def look(store: FeatureStore, client: ForecastClient) -> tuple[dict[str, str], str]:
+        return await client.versions(), await store.wanted_version(settings.model_name)
+
+    return look
+
+
+def used_version(settings: Settings, found: Mapping[str, str], wanted: str) -> str:
+    """The version that workers use, of those that Triton knows by their state; "" = it serves none."""
+    ready = [version for version, state in found.items() if state == "READY"]
+    return settings.model_version or wanted or (ready[-1] if ready else "")
 
 
 def _why(settings: Settings, wanted: str) -> str:

@@ -17,7 +17,7 @@ from worker.accuracy import merged_rows
 from worker.comparison import Compared, Demands, compare, objections
 from worker.errors import ModelError, ShelfcastError
 from worker.forecast_client import ForecastClient
-from worker.model import choose, with_servers
+from worker.model import choose, used_version, with_servers
 from worker.settings import Settings, load_settings
 
 
@@ -78,11 +78,10 @@ def _nothing(present: str, wanted: str) -> str:
 
 
 async def _present(store: FeatureStore, client: ForecastClient, settings: Settings) -> str:
-    chosen = await store.wanted_version(settings.model_name)
-    served = [version for version, state in (await client.versions()).items() if state == "READY"]
-    if not chosen and not served:
+    used = used_version(settings, await client.versions(), await store.wanted_version(settings.model_name))
+    if not used:
         raise ModelError(f"Triton at {settings.triton_url} serves no version of {settings.model_name}")
-    return chosen or served[-1]
+    return used
 
 
 def evidence_table(found: Iterable[Compared], present: str, wanted: str) -> Table:

@@ -139,4 +139,5 @@ def test_accuracy_of_workers_that_are_killed_equals_a_recomputation(
         return any(forecast.model_version == "2" for forecast in forecasts_of(shop))
 
     wait_until(has_switched)
+    assert run(shop, monkeypatch, "model", "current").output == "2\n"
     assert "use version 2 already" in str(run(shop, monkeypatch, "promote").exception)
