@@ -17,7 +17,7 @@ from benchmarks.accuracy_models import SHIPPED
 from benchmarks.alert_peers import HISTORY_H, PEERS, TRAILING_H, openings_of, threshold_for, trailing
 from benchmarks.alert_runs import Opening, Run, Verdict, counts_of, forecasts_of, verdict_of
 from benchmarks.alert_streams import DAY_MS, HOUR_MS, RATIOS, SHOPS, Shop, Spike, Stream, fast_and_slow, spikes_of
-from benchmarks.report import machine, show
+from benchmarks.report import show
 from forecaster.predictor import DemandModel, load_model
 from worker.rules import alert_rules
 from worker.settings import Settings
@@ -137,7 +137,7 @@ def command(dataset: str, data: Path, fast: int, slow: int, spikes: int, as_json
         for name, one in figures["detectors"].items()
     ]
     title = f"{dataset}: {figures['spikes']} spikes, shown of those of 3 x and more"
-    show(title, header, rows, {"dataset": dataset, **figures, "machine": machine()}, as_json)
+    show(title, header, rows, {"dataset": dataset, **figures}, as_json)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -220,6 +220,8 @@ def _states(table: Table, parts: _Parts, rows: Integers) -> list[ItemAlerts]:
     """New states of some rows."""
     looks = table.looks
     traits = _traits(looks, rows, table.rules.per_day)
+    ahead = _ahead(looks, rows)
+    reviewed = np.nansum(looks.closed[rows][:, :, REVIEWS], axis=1) > 0
     evidence = np.rint(parts.folded.evidence * THOUSAND).astype(np.int64)
     out = []
     for n, row in enumerate(rows.tolist()):
@@ -228,7 +230,7 @@ def _states(table: Table, parts: _Parts, rows: Integers) -> list[ItemAlerts]:
         begins = state is None or ended > 0
         ages = [0] * len(DETECTORS) if begins else parts.folded.ages[row].tolist()
         renews = begins or (bool(table.fresh[row]) and not parts.is_hot[row])
-        first, rates = _rates(table, row, state, max(ages), renews=renews, ended=ended > 0)
+        first, rates = _rates(table, row, state, max(ages), ahead[n] if renews else None)
         out.append(
             ItemAlerts(
                 bucket=int(looks.running[row]),
@@ -238,7 +240,7 @@ def _states(table: Table, parts: _Parts, rows: Integers) -> list[ItemAlerts]:
                 traits=traits[n] if state is None or renews else state.traits,
                 evidence=[0] * len(DETECTORS) if begins else evidence[row].tolist(),
                 ages=ages,
-                past_ratings=_past_ratings(table, row, is_hot=bool(parts.is_hot[row])),
+                past_ratings=_past_ratings(table, row, learns=bool(reviewed[n]) and not parts.is_hot[row]),
                 episodes=parts.episodes.get(row, []),
                 closed=(state.closed if state else 0) + ended,
                 quiet_until=_quiet_until(table, row, state, ended),
@@ -253,22 +255,33 @@ def _quiet_until(table: Table, row: int, state: ItemAlerts | None, ended: int) -
     return state.quiet_until if state is not None else 0
 
 
+def _ahead(looks: Looks, rows: Integers) -> list[list[int]]:
+    """Thousandths of a unit forecast for the buckets after the running one."""
+    mean = looks.mean[rows, 1:LONGEST]
+    if not mean.shape[1]:
+        return [[] for _ in rows]
+    quiet = _QUIET_SHARE * mean.mean(axis=1, keepdims=True)
+    packed: list[list[int]] = np.rint(np.maximum(mean, quiet) * THOUSAND).astype(np.int64).tolist()
+    return packed
+
+
 def _rates(
-    table: Table, row: int, state: ItemAlerts | None, age: int, *, renews: bool, ended: bool
+    table: Table, row: int, state: ItemAlerts | None, age: int, ahead: Sequence[int] | None
 ) -> tuple[int, list[int]]:
     """The first bucket of which a rate is kept, and the rates: of the window that evidence is from, and as far as the
-    reference reaches. The running bucket's is never of a forecast made in it, which has seen a part of it."""
-    looks, per_day = table.looks, table.rules.per_day
-    running = int(looks.running[row])
+    reference reaches. The running bucket's is never of a forecast made in it, which has seen a part of it.
+
+    ahead: what is forecast now, where the reference is renewed.
+    """
+    running = int(table.looks.running[row])
     first, rates = (running, [-1]) if state is None else (state.first, state.rates)
     begin = min(max(running - age, first), running)
     rates = [*rates[begin - first :], *([-1] * max(running + 1 - first - len(rates), 0))]
-    if not renews:
+    if ahead is None:
         return begin, rates
-    mean = looks.mean[row, 1:LONGEST]
-    ahead = np.rint(np.maximum(mean, _QUIET_SHARE * mean.mean()) * THOUSAND).astype(np.int64).tolist()
-    # The next half day stays as it was forecast half a day ago: what has begun unnoticed is not in it.
-    stays = rates[running + 1 - begin :][: per_day // 2] if state is not None and not ended else []
+    # The next half day stays as it was forecast half a day ago: what has begun unnoticed is not in it. After an episode
+    # too: the forecasts made in it have seen it.
+    stays = rates[running + 1 - begin :][: table.rules.per_day // 2]
     return begin, [*rates[: running + 1 - begin], *stays, *ahead[len(stays) :]]
 
 
@@ -311,10 +324,10 @@ def _spreads(by_day: Floats) -> Floats:
     return np.asarray(_FORECAST_ERROR * (total + _PRIOR_DAYS * _PRIOR_SPREAD) / (kept + _PRIOR_DAYS))
 
 
-def _past_ratings(table: Table, row: int, *, is_hot: bool) -> list[int]:
+def _past_ratings(table: Table, row: int, *, learns: bool) -> list[int]:
     """Ratings up to the begin of the running bucket; while evidence speaks for a change, those before it."""
     looks, state = table.looks, table.looks.states[row] if table.kept[row] else None
-    if state is not None and (is_hot or not table.gap[row]):
+    if state is not None and (not learns or not table.gap[row]):
         return state.past_ratings
     past = looks.closed[row] if state is None else looks.closed[row, -int(table.gap[row]) :]
     count, stars = np.nan_to_num(past[:, [REVIEWS, STARS]]).sum(axis=0).astype(np.int64).tolist()
