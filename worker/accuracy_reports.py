@@ -1,4 +1,4 @@
-"""AccuracyReporter: publishes a lane's accuracy now and then, and shows it as metrics.
+"""AccuracyReporter: publishes a lane's accuracy now and then, alerts where it drifts, and shows it as metrics.
 
 Due at every `interval_ms` of event time, the same live and in a replay: there a lane's sums stand still at a tick, so
 the messages of a replay depend on neither its speed nor on kills. A worker that is killed between sending and noting
@@ -12,6 +12,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
+import msgspec
+
 from feature_store.accuracy_store import AccuracyRead
 from feature_store.score_state import SCORE_SUMS, RowName
 from feature_store.store import BehindError, Claim, FencedError
@@ -19,6 +21,7 @@ from worker import metrics
 from worker.accuracy_messages import Origin, Window, accuracy_message
 from worker.accuracy_windows import ROLLING_DAYS, Rows, report, windows_of
 from worker.aside import Message
+from worker.drift import DriftNews, drift_news, drifts, is_note
 from worker.scoring import ALL
 
 _AT = "at"  # under which the event time of the last report is noted, beside the windows
@@ -46,9 +49,11 @@ class Sums(Protocol):
 
 
 class ReportRules(NamedTuple):
-    """correction_days: by scored frequency, for how many days sums may still change."""
+    """topic_alerts: for drift of errors; empty = none is looked for. correction_days: by scored frequency, for how many
+    days sums may still change."""
 
     topic: str
+    topic_alerts: str
     model_name: str
     interval_ms: int
     correction_days: Mapping[str, int]
@@ -79,7 +84,7 @@ class AccuracyReporter:
     async def _report(self, lane: Lane, freq: str, now_ms: int) -> None:
         """1. Look at the sums. 2. Send what has changed. 3. Note that it was sent."""
         rows, sent = await self._sums.read(lane.claim, freq)  # 1
-        windows = {name: note for name, note in sent.items() if name != _AT}
+        windows = {name: note for name, note in sent.items() if name != _AT and not is_note(name)}
         self._show(lane.partition, freq, rows)
         if int(sent.get(_AT, "0")) // self._rules.interval_ms >= now_ms // self._rules.interval_ms:
             return  # by the lane's last owner
@@ -90,8 +95,22 @@ class AccuracyReporter:
             for due in reported.due
         ]
         await lane.send(self._rules.topic, [Message(key.encode(), value) for key, value in messages])  # 2
-        notes = {due.name: due.note for due in reported.due} | {_AT: str(now_ms)}
-        await self._sums.note_sent(lane.claim, freq, notes, reported.gone, reported.gone_windows)  # 3
+        drifted = await self._alert(lane, rows, {name: note for name, note in sent.items() if is_note(name)}, origin)
+        notes = {due.name: due.note for due in reported.due} | drifted.notes | {_AT: str(now_ms)}
+        gone_notes = [*reported.gone_windows, *drifted.gone]
+        await self._sums.note_sent(lane.claim, freq, notes, reported.gone, gone_notes)  # 3
+
+    async def _alert(self, lane: Lane, rows: Rows, noted: Mapping[str, str], origin: Origin) -> DriftNews:
+        """Send what is to be said of drift; the caller notes it."""
+        if not self._rules.topic_alerts:
+            return DriftNews([], {}, [])
+        news = drift_news(drifts(rows), noted, origin)
+        if news.messages:
+            alerts = [Message(key.encode(), msgspec.json.encode(alert)) for key, alert in news.messages]
+            await lane.send(self._rules.topic_alerts, alerts)
+        for _, alert in news.messages:
+            metrics.ALERTS.labels(alert.kind, alert.episode_state, alert.severity).inc()
+        return news
 
     def _show(self, partition: int, freq: str, rows: Rows) -> None:
         newest = max((name.day for name in rows), default=0)

@@ -67,6 +67,7 @@ def report_rules(settings: Settings) -> ReportRules:
     days = {"1h": 1 / 24, "1d": 1, "1w": 7}
     return ReportRules(
         settings.topic_accuracy,
+        settings.topic_alerts if settings.alert_freqs else "",
         settings.model_name,
         settings.accuracy_interval_s * 1000,
         {freq: math.ceil(rules.correction * days[freq]) for freq, rules in scoring_rules(settings).items()},

@@ -82,10 +82,7 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     sequence: Annotated[int, Meta(ge=1, description="counts up within the episode")]
     kind: Annotated[
         str,
-        Meta(
-            description="demand_above, demand_below, interest_above, review_below, input_drift or "
-            "error_drift; others may come"
-        ),
+        Meta(description="demand_above, demand_below, interest_above, review_below or error_drift; others may come"),
     ]
     event_time: Annotated[int, Meta(description="event time at which it was found, milliseconds UTC")]
     opened_at: Annotated[int, Meta(description="event_time of the episode's first message, milliseconds UTC")]

@@ -65,7 +65,7 @@ class ScoredShop(Shop):
         self.reporter = self.new_reporter()
 
     def new_reporter(self) -> AccuracyReporter:
-        rules = ReportRules("accuracy", "m", _DAY_MS // 4, {"1d": _CORRECTION})
+        rules = ReportRules("accuracy", "alerts", "m", _DAY_MS // 4, {"1d": _CORRECTION})
         return AccuracyReporter(rules, self.store.accuracy())
 
     async def _say(self, inputs: ModelInputs) -> Reply:
