@@ -59,7 +59,11 @@ def _long_run_variance(centred: np.ndarray[tuple[int, ...], np.dtype[np.float64]
 
 def student_t_cdf(t: float, degrees: int) -> float:
     """P(T <= t), by the incomplete beta function."""
-    tail = 0.5 * _incomplete_beta(degrees / (degrees + t * t), degrees / 2, 0.5)
+    square = t * t
+    if square < degrees:  # near 0 the part beyond t is all but a half, and what is missing from it would be rounded off
+        tail = 0.5 - 0.5 * _incomplete_beta(square / (degrees + square), 0.5, degrees / 2)
+    else:
+        tail = 0.5 * _incomplete_beta(degrees / (degrees + square), degrees / 2, 0.5)
     return 1 - tail if t > 0 else tail
 
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -14,6 +14,8 @@ from worker.paired_test import paired_test, student_t_cdf
 
 
 @given(st.floats(-50, 50), st.integers(1, 400))
+@example(5.960464477539063e-08, 32)
+@example(-1e-9, 400)
 def test_the_t_distribution_is_scipys(t: float, degrees: int) -> None:
     assert student_t_cdf(t, degrees) == pytest.approx(float(stats.t.cdf(t, degrees)), abs=1e-8)
 
