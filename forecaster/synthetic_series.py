@@ -18,6 +18,7 @@ from feature_store.calendar_time import local_clock, week_of_day
 from forecaster.series import SeriesTable
 
 _FIRST_DAY = 18_997  # 2022-01-05, so that a table's first week is not a whole one
+_CLICKS = ("views", "add_to_carts", "review_count", "rating_sum")
 Floats = NDArray[np.float64]
 
 
@@ -67,6 +68,8 @@ def generate_series(items: int, days: int, seed: int, freq: str = "1d") -> Serie
     columns["open"] = np.broadcast_to(shop.open, units.shape)
     recorded = _recorded(rng)
     kept = {name: values for name, values in columns.items() if name in recorded}
+    if rng.random() < 0.25:  # a worker that hears of no clicks and reviews counts none
+        kept |= {name: np.zeros_like(units) for name in _CLICKS}
     day = _FIRST_DAY + first
     if freq == "1w":
         units, kept, first, day = _by_week(units, kept, first)
@@ -92,11 +95,13 @@ def generate_series(items: int, days: int, seed: int, freq: str = "1d") -> Serie
 
 def _recorded(rng: np.random.Generator) -> set[str]:
     """Channels that a shop keeps: many keep sales alone."""
+    if rng.random() < 0.3:
+        return set()
     always = {"open", "event"} if rng.random() < 0.7 else set[str]()
     chances = {"unit_price": 0.6, "promotion": 0.5, "order_lines": 0.4, "views": 0.3, "available_fraction": 0.2}
     kept = {name for name, chance in chances.items() if rng.random() < chance}
     if "views" in kept:
-        kept |= {"add_to_carts", "review_count", "rating_sum"}
+        kept |= set(_CLICKS)
     return always | kept
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from feature_store.calendar_time import ShopCalendar, bucket_of, bucket_start_ms
 from feature_store.recording_files import Recording, RecordingError
 from forecaster import online_retail, synthetic
+from forecaster.augmentation import Elsewhere
 from forecaster.batches import SourceError, Weighted
 from forecaster.contract import NO_COVARIATES, WINDOWS, Covariates
 from forecaster.dataset import History
@@ -76,7 +77,7 @@ def retail_data(path: Path, until: dt.date, seed: int, freqs: Sequence[str]) -> 
         held_out += of_tables[0].held_out
     from_events = [freq for freq in freqs if freq in _OF_EVENTS]
     if not from_events:
-        return TrainingData(sources, held_out)
+        return TrainingData(_elsewhere(sources, moved=True), held_out)
     sources += [
         _learnt(History(training, calendar, end_ms, global_entries=closed), from_events, 0.2, name),
         # The shop's holidays unannounced: a live shop may not send a calendar.
@@ -86,7 +87,7 @@ def retail_data(path: Path, until: dt.date, seed: int, freqs: Sequence[str]) -> 
         ),
     ]
     held_out.append(_held_out(History(lines.batch(), calendar, until_ms), from_events, name))
-    return TrainingData(sources, held_out)
+    return TrainingData(_elsewhere(sources, moved=True), held_out)
 
 
 def synthetic_data(items: int, seed: int, freqs: Sequence[str], share: float = 0.25) -> TrainingData:
@@ -106,7 +107,7 @@ def synthetic_data(items: int, seed: int, freqs: Sequence[str], share: float = 0
             table = generate_series(size, days, seed + shop, freq)
             data = table_data(table, held_out=0, name=f"invented {freq} table {shop}")
             sources += [weighted._replace(share=2.4 * share / tables) for weighted in data.sources]
-    return TrainingData(sources, [])
+    return TrainingData(_elsewhere(sources, moved=False), [])
 
 
 def rehearsal(table: SeriesTable, seed: int, end_bucket: int | None = None) -> TrainingData:
@@ -188,6 +189,10 @@ def table_data(
     last = max(end - WINDOWS[freq].max_prediction_length, split)
     judged = SeriesSource(table, split, last, end, covariates, volume_power=0.0, recent_share=0.0)
     return TrainingData(learnt, [Weighted(judged, 1.0, name)])
+
+
+def _elsewhere(sources: Sequence[Weighted], *, moved: bool) -> list[Weighted]:
+    return [weighted._replace(source=Elsewhere(weighted.source, moved)) for weighted in sources]
 
 
 def _invented(items: int, days: int, seed: int) -> History:
