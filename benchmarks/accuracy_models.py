@@ -28,12 +28,14 @@ from forecaster.rolling_origins import Contestants, Forecasts, Integers
 from forecaster.run_folder import RunFolder
 from forecaster.series import SeriesTable
 from forecaster.sources import SeriesSource
+from forecaster.teaching import taught
 from forecaster.training_data import rehearsal, table_data
 
 SHIPPED = Path(__file__).resolve().parents[1] / "triton_models" / MODEL_NAME / "1"
 _GBM_BATCHES, _GBM_BATCH = 80, 500
 _JUDGED = 8  # batches that choose the best weights
 _RECENT_DAYS = 120
+_TEACHER_SHARE = 0.25
 _TREES = GbmPlan(mean_trees=300, quantile_trees=150)
 
 
@@ -100,6 +102,17 @@ def _tuned(task: Task, folder: Path, minutes: float) -> Own | None:
 
 
 def _from_scratch(task: Task, folder: Path, minutes: float) -> Own:
+    return _new(task, "patch_transformer", folder, minutes)
+
+
+def _taught(task: Task, folder: Path, minutes: float) -> Own:
+    """From scratch, and of what the trees say."""
+    trees = _trees(task, folder.parent / "gbm", minutes)
+    own = _new(task, "patch_transformer_taught", folder, minutes)
+    return own._replace(train_minutes=own.train_minutes + trees.train_minutes)
+
+
+def _new(task: Task, name: str, folder: Path, minutes: float) -> Own:
     def begin() -> PatchTransformer:
         torch.manual_seed(0)
         return PatchTransformer(
@@ -111,7 +124,7 @@ def _from_scratch(task: Task, folder: Path, minutes: float) -> Own:
         )
 
     plan = Plan(minutes=minutes, steps=100_000, validate_every=100, patience=100)
-    return _trained(task, "patch_transformer", folder, begin, plan)
+    return _trained(task, name, folder, begin, plan)
 
 
 def _trained(task: Task, name: str, folder: Path, begin: Callable[[], PatchTransformer], plan: Plan) -> Own:
@@ -123,6 +136,9 @@ def _trained(task: Task, name: str, folder: Path, begin: Callable[[], PatchTrans
         if name == "shipped_tuned":
             invented = rehearsal(task.table, 0, task.origins[0]).sources
             learnt = dataclasses.replace(learnt, sources=[*learnt.sources, *invented])
+        if name == "patch_transformer_taught":
+            sources = taught(list(learnt.sources), folder.parent / "gbm", _TEACHER_SHARE, covariates)
+            learnt = dataclasses.replace(learnt, sources=sources)
         if covariates != NO_COVARIATES:
             inputs = learnt.draw(0).inputs
             model.fit_covariates(torch.from_numpy(inputs.context), torch.from_numpy(inputs.known))
@@ -175,6 +191,7 @@ _MAKERS: dict[str, Callable[[Task, Path, float], Own | None]] = {
     "shipped_tuned": _tuned,
     "patch_transformer": _from_scratch,
     "gbm": _trees,
+    "patch_transformer_taught": _taught,
 }
 _GROUPED = {"shipped_scaled": "shipped", "gbm_scaled": "gbm"}  # scaled to what groups sell, and of whom
 OWN = (*_MAKERS, *_GROUPED, "ensemble")

@@ -58,8 +58,10 @@ def command(context: click.Context, /, **arguments: Any) -> None:
 
 
 def _grow_trees(arguments: Mapping[str, Any], run: RunFolder) -> None:
-    if arguments["resume"] or arguments["from_"]:
-        raise click.UsageError("trees are grown in one go: --resume and --from are for the patch_transformer")
+    if arguments["resume"] or arguments["from_"] or arguments["teacher"]:
+        raise click.UsageError(
+            "trees are grown in one go: --resume, --from and --teacher are for the patch_transformer"
+        )
     # Imported here: LightGBM is not needed for the rest.
     from forecaster.train_gbm import grow  # noqa: PLC0415
 

@@ -72,6 +72,18 @@ _MODEL = [
         metavar=f"{SHIPPED}|DIR",
         help="Fine-tune these weights, whose sizes and covariates stay.",
     ),
+    click.option(
+        "--teacher",
+        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        help="Folder of trees (--model gbm) to learn from, beside what has happened: distillation.",
+    ),
+    click.option(
+        "--teacher-share",
+        type=click.FloatRange(0, 1, min_open=True),
+        default=0.25,
+        show_default=True,
+        help="Share of the windows in which the teacher's forecast takes the place of what has happened.",
+    ),
     click.option("--width", type=_Count, default=96, show_default=True, help="Numbers of a token."),
     click.option("--layers", type=_Count, default=3, show_default=True, help="Blocks of attention."),
     click.option("--heads", type=_Count, default=4, show_default=True, help="Heads of each."),

@@ -17,6 +17,7 @@ from forecaster.contract import NO_COVARIATES, Covariates
 from forecaster.dataset import Window
 from forecaster.series import SeriesTable
 from forecaster.series_options import load_series
+from forecaster.teaching import TeacherError, taught
 from forecaster.training_data import (
     NO_DATA,
     TrainingData,
@@ -88,7 +89,13 @@ def named_sources(arguments: Mapping[str, Any], covariates: Covariates | None = 
     if not data.held_out and arguments["held_out"] != 0:
         data += synthetic_held_out(seed, freqs)
     covariates = own if covariates is None else covariates
-    batches = Batches(data.sources, freqs, arguments["batch"], seed, covariates)
+    sources = data.sources
+    if arguments["teacher"]:
+        try:
+            sources = taught(sources, arguments["teacher"], arguments["teacher_share"], covariates)
+        except TeacherError as error:
+            raise click.UsageError(f"--teacher: {error}") from error
+    batches = Batches(sources, freqs, arguments["batch"], seed, covariates)
     return Named(batches, _judged(data.held_out, freqs, arguments, covariates), data.held_out)
 
 

@@ -212,6 +212,22 @@ def test_trees_are_trained_by_the_same_command(tmp_path: Path, series: Path) -> 
     assert "--held-out" in refused.output
 
 
+def test_trees_teach_a_transformer(tmp_path: Path, series: Path) -> None:
+    trees, run = tmp_path / "trees", tmp_path / "run"
+    assert invoke(*of_series(series), "--model", "gbm", "--steps", 3, "--batch", 4, "--output", trees).exit_code == 0
+    result = invoke(*of_series(series), *TINY, "--steps", 4, "--teacher", trees, "--output", run)
+    assert result.exit_code == 0, result.output
+    assert load(run).config.freqs == ["1d"]
+    alone = invoke(*of_series(series), *TINY, "--steps", 4, "--output", tmp_path / "alone")
+    assert alone.exit_code == 0, alone.output
+    fingerprints = [RunFolder(folder).summary()["data"]["fingerprint"] for folder in (run, tmp_path / "alone")]
+    assert fingerprints[0] != fingerprints[1], "who is taught learns from other units"
+    weekly = ["--synthetic", 40, "--freq", "1w", "--workers", 0]
+    refused = invoke(*weekly, *TINY, "--teacher", trees, "--output", tmp_path / "weeks")
+    assert refused.exit_code == 2, refused.output
+    assert "forecast 1d" in refused.output
+
+
 def test_invented_shops_alone_are_enough(tmp_path: Path) -> None:
     result = invoke("--synthetic", 40, *TINY, "--steps", 2, "--output", tmp_path, "--workers", 0, "--freq", "1d")
     assert result.exit_code == 0, result.output
@@ -230,7 +246,9 @@ def test_what_can_not_be_is_said(tmp_path: Path, series: Path, tiny: Path) -> No
         "holds no training run": [*out, "--resume"],
         "forecast 1h and 1d, not 1w": ["--synthetic", 40, "--freq", "1w", "--from", tiny, *out],
         "holds no patch_transformer": [*of_series(series), "--from", tmp_path, *out],
-        "--resume and --from are for": [*of_series(series), "--model", "gbm", "--from", "shipped", *out],
+        "--resume, --from and --teacher are for": [*of_series(series), "--model", "gbm", "--from", "shipped", *out],
+        "of another family": [*of_series(series), "--teacher", tiny, *out],
+        "holds no trees": [*of_series(series), "--teacher", tmp_path, *out],
     }
     for text, options in refused.items():
         result = invoke(*options)
