@@ -18,7 +18,7 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,10 +87,13 @@ def full_backlog(events: int, now_ms: int) -> Backlog:
     return Backlog(records, shop.sum_cells(map(mix.contribution, mixed), BUCKET_MS))
 
 
-def time_run(stack: LocalStack, contestant: Contestant, backlog: Backlog) -> Run:
+def time_run(
+    stack: LocalStack, contestant: Contestant, backlog: Backlog, settle: Callable[[], None] = lambda: None
+) -> Run:
     """One run, from the creation of its topics to the comparison with the truth.
 
-    1. Send the warm-up, start the program, wait until it has stored that.
+    1. Send the warm-up, start the program, wait until it has stored that, and then for whatever else it is to have
+       done before it is timed.
     2. Stop it, send the rest, let it go on: now the clock runs, until all is stored.
     3. Compare. Leave nothing behind.
     """
@@ -104,6 +107,7 @@ def time_run(stack: LocalStack, contestant: Contestant, backlog: Backlog) -> Run
         shop.send(settings, records[:_WARM_UP])  # 1
         server.launch()
         contestant.wait_until_stored(_WARM_UP, _PATIENCE_S)
+        settle()
         _signal(server, signal.SIGSTOP)  # 2
         shop.send(settings, records[_WARM_UP:])
         before = {each.name: cpu_s(each) for each in (server, stack.kafka, stack.redis)}

@@ -159,6 +159,7 @@ ROOTS = {
     "show",
     "snapshot",
     "testing",
+    "train",
     "up",
     "write_schemas",
 }
@@ -182,6 +183,7 @@ READ_ENVIRONMENT = {
     "worker/run.py",
     "worker/show.py",
     "worker/snapshot.py",
+    "worker/train.py",
 }
 HAND_ENVIRONMENT_ON = {"worker/local_server.py", "worker/local_triton.py"}
 

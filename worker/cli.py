@@ -29,7 +29,7 @@ _COMMANDS = {
     "restore": ("worker.restore", "Bring a snapshot back, here or in another namespace."),
     "backfill": ("worker.backfill", "Fill features from tables of past events, before the first start."),
     "forecast": ("worker.forecast", "Forecast the series of a table or a recording, into a file."),
-    "train": ("forecaster.train", "Train the served model."),
+    "train": ("worker.train", "Train the served model."),
     "evaluate": ("forecaster.evaluate", "Score models and baselines on a shop's own past sales."),
     "simulate": ("forecaster.simulate", "Run order policies on past sales: stock, costs, service."),
     "replenish": ("worker.replenish", "Order stock from forecasts and stock reports."),
@@ -52,7 +52,7 @@ class _LazyGroup(click.Group):
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] in ("feature_store", "forecaster", "worker"):
                 raise
-            extra = "train" if module.startswith("forecaster") else "embedded"
+            extra = "train" if module.startswith(("forecaster", "worker.train")) else "embedded"
             extra = "recordings" if error.name == "pyarrow" else extra
             remedy = f"pip install 'shelfcast[{extra}]'"
             raise ShelfcastError(f"`shelfcast {cmd_name}` needs {error.name}: {remedy}") from error

@@ -48,11 +48,20 @@ def list_command() -> None:
 @command.command("current")
 def current_command() -> None:
     """Print the version that workers use, and nothing else: for scripts."""
-    settings = load_settings(os.environ)
-    used = used_version(settings, *asyncio.run(with_servers(settings, _look(settings))))
+    click.echo(asyncio.run(current_version(load_settings(os.environ))))
+
+
+async def current_version(settings: Settings) -> str:
+    """The version that workers use.
+
+    Raises:
+        ModelError: none is chosen and none is served.
+        ShelfcastError: Redis or Triton do not answer.
+    """
+    used = used_version(settings, *await with_servers(settings, _look(settings)))
     if not used:
         raise ModelError(f"Triton at {settings.triton_url} serves no version of {settings.model_name}")
-    click.echo(used)
+    return used
 
 
 def _look(settings: Settings) -> Callable[[FeatureStore, ForecastClient], Awaitable[tuple[dict[str, str], str]]]:

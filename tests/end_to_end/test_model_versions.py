@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -104,3 +105,41 @@ def test_a_version_that_is_not_served_is_not_chosen(shop: Shop, run: Run) -> Non
     assert isinstance(done.exception, ModelError)
     assert "does not serve version 7" in str(done.exception)
     assert "none was chosen" in run(shop, "model", "list").output
+
+
+def test_what_workers_use_is_trained_on_and_becomes_the_next_version(
+    shop: Shop, triton: LocalTriton, run: Run, tmp_path: Path
+) -> None:
+    """The recipe of docs/accuracy.md, short: record, train from the champion, export."""
+    shop.start_worker()
+    now = now_ms()
+    for day in range(70, 0, -1):
+        for n in range(4):
+            shop.order(f"item{n}", quantity=1 + (day + n) % 7, event_time=now - day * 86_400_000)
+    assert shop.forecast("item3", "1d").model_version in ("1", "2")
+    champion = run(shop, "model", "current").output.strip()
+    assert champion.isdecimal()
+    done = run(shop, "record", "--output", tmp_path / "recording", "--to", "end")
+    assert done.exit_code == 0, done.output
+    training = ("train", "--recording", tmp_path / "recording", "--time-zone", "Europe/London", "--from", "champion")
+    absent = run(shop, *training, "--repository", tmp_path / "nowhere", "--output", tmp_path / "no")
+    assert isinstance(absent.exception, ModelError)
+    assert "name the repository that Triton serves" in str(absent.exception)
+    short = ("--synthetic", "0", "--freq", "1d", "--steps", "2", "--batch", "4", "--workers", "0", "--quiet")
+    done = run(shop, *training, "--repository", triton.model_repository, *short, "--output", tmp_path / "run")
+    assert done.exit_code == 0, (done.output, done.exception)
+    begun_with = json.loads((tmp_path / "run" / "training.json").read_text())["arguments"]["from_"]
+    assert begun_with == str(triton.model_repository.resolve() / MODEL_NAME / champion)
+    exported = ("export", "--model", tmp_path / "run", "--repository", triton.model_repository, "--triton", triton.url)
+    done = run(shop, *exported)
+    assert done.exit_code == 0, (done.output, done.exception)
+    version = done.output.split()[-1]
+    assert int(version) > int(champion)
+    assert run(shop, "model", "use", version).exit_code == 0
+    assert run(shop, "model", "current").output.strip() == version
+
+
+def test_there_is_no_champion_where_nothing_answers(shop: Shop, run: Run) -> None:
+    shop.environment["SHELFCAST_REDIS_URL"] = "redis://127.0.0.1:1/0"
+    done = run(shop, "train", "--from", "champion", "--synthetic", "8", "--output", shop.directory / "run")
+    assert "Redis does not answer" in str(done.exception)
