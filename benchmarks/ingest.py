@@ -71,17 +71,17 @@ class Run(NamedTuple):
         return self.events / self.seconds
 
 
-def job_backlog(events: int, now_ms: int, event_ids: bool) -> Backlog:
+def job_backlog(events: int, now_ms: int, event_ids: bool, span_ms: int = _SPAN_MS) -> Backlog:
     """Orders of about 100 bytes; without an event_id none can be known for a duplicate."""
-    zipf = Zipf(_PRODUCTS, now_ms - _SPAN_MS, now_ms, _SEED)
+    zipf = Zipf(_PRODUCTS, now_ms - span_ms, now_ms, _SEED)
     orders = shop.make_orders(_WARM_UP + events, zipf, event_ids)
     records = [("orders", order.product_id, shop.encode(order)) for order in orders]
     return Backlog(records, shop.sum_cells(map(shop.contribution, orders), BUCKET_MS))
 
 
-def full_backlog(events: int, now_ms: int) -> Backlog:
+def full_backlog(events: int, now_ms: int, span_ms: int = _SPAN_MS) -> Backlog:
     """Full-size orders, clicks and reviews."""
-    zipf = Zipf(_PRODUCTS, now_ms - _SPAN_MS, now_ms, _SEED)
+    zipf = Zipf(_PRODUCTS, now_ms - span_ms, now_ms, _SEED)
     mixed = mix.make_mix(_WARM_UP + events, zipf, first_order_all=True)  # an item is looked up by its orders
     records = [(event.source, event.product_id, mix.encode_event(event)) for event in mixed]
     return Backlog(records, shop.sum_cells(map(mix.contribution, mixed), BUCKET_MS))

@@ -69,8 +69,9 @@ class RowName(msgspec.Struct, frozen=True, order=True):
     """Whose sums they are.
 
     day: days since 1970-01-01 of the buckets that were forecast; see `worker/scoring.py`.
-    model_version: the model's, or "baseline".
-    segment: "all", "category:" and its name, or "against:" and the other version that it is compared with.
+    model_version: the model's, or "baseline"; "-" of inputs.
+    segment: "all", "category:" and its name, "against:" and the other version that it is compared with, or "inputs",
+        whose sums are those of `worker/input_sums.py`.
     """
 
     day: int

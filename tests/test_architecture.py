@@ -109,11 +109,14 @@ PAIRS = {
     },
     "accuracy_messages": {"scoring"},
     "accuracy_windows": {"accuracy_messages", "scoring"},
-    "accuracy_reports": {"accuracy_messages", "accuracy_windows", "aside", "drift", "scoring"},
-    "drift": {"accuracy_messages", "scoring"},
+    "accuracy_reports": {
+        *("accuracy_messages", "accuracy_windows", "aside", "drift", "input_drift", "input_sums", "scoring"),
+    },
+    "drift": {"accuracy_messages", "cusum", "scoring"},
+    "input_drift": {"cusum", "drift", "input_sums"},
     "comparison": {"challenger", "paired_test", "scoring"},
     "challenger": {"scored_forecasts", "scoring", "sold"},
-    "scored_forecasts": {"accuracy_messages", "scoring", "sold"},
+    "scored_forecasts": {"accuracy_messages", "input_sums", "scoring", "sold"},
     "rules": {
         *("accuracy_reports", "alert_levels", "alert_table", "challenger", "forecast_messages", "lane_state"),
         *("scoring", "transport"),

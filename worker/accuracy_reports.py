@@ -1,4 +1,4 @@
-"""AccuracyReporter: publishes a lane's accuracy now and then, alerts where it drifts, and shows it as metrics.
+"""AccuracyReporter: publishes a lane's accuracy now and then, shows it as metrics, and alerts where it or inputs drift.
 
 Due at every `interval_ms` of event time, the same live and in a replay: there a lane's sums stand still at a tick, so
 the messages of a replay depend on neither its speed nor on kills. A worker that is killed between sending and noting
@@ -22,6 +22,8 @@ from worker.accuracy_messages import Origin, Window, accuracy_message
 from worker.accuracy_windows import ROLLING_DAYS, Rows, report, windows_of
 from worker.aside import Message
 from worker.drift import DriftNews, drift_news, drifts, is_note
+from worker.input_drift import input_drifts
+from worker.input_sums import INPUTS
 from worker.scoring import ALL
 
 _AT = "at"  # under which the event time of the last report is noted, beside the windows
@@ -49,7 +51,7 @@ class Sums(Protocol):
 
 
 class ReportRules(NamedTuple):
-    """topic_alerts: for drift of errors; empty = none is looked for. correction_days: by scored frequency, for how many
+    """topic_alerts: for drift; empty = none is looked for. correction_days: by scored frequency, for how many
     days sums may still change."""
 
     topic: str
@@ -57,6 +59,10 @@ class ReportRules(NamedTuple):
     model_name: str
     interval_ms: int
     correction_days: Mapping[str, int]
+
+
+def _scores(rows: Rows) -> Rows:
+    return {name: sums for name, sums in rows.items() if name.segment != INPUTS}
 
 
 class AccuracyReporter:
@@ -104,7 +110,7 @@ class AccuracyReporter:
         """Send what is to be said of drift; the caller notes it."""
         if not self._rules.topic_alerts:
             return DriftNews([], {}, [])
-        news = drift_news(drifts(rows), noted, origin)
+        news = drift_news([*drifts(_scores(rows)), *input_drifts(rows)], noted, origin)
         if news.messages:
             alerts = [Message(key.encode(), msgspec.json.encode(alert)) for key, alert in news.messages]
             await lane.send(self._rules.topic_alerts, alerts)
@@ -113,9 +119,10 @@ class AccuracyReporter:
         return news
 
     def _show(self, partition: int, freq: str, rows: Rows) -> None:
-        newest = max((name.day for name in rows), default=0)
+        scores = _scores(rows)
+        newest = max((name.day for name in scores), default=0)
         last_days = Window(newest - _METRIC_DAYS + 1, _METRIC_DAYS)
-        for (version, segment, window), sums in windows_of(rows).items():
+        for (version, segment, window), sums in windows_of(scores).items():
             if segment == ALL and window == last_days:
                 for step, numbers in sums.items():
                     for name, number in zip(SCORE_SUMS, numbers, strict=True):

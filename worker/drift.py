@@ -1,12 +1,8 @@
-"""Drift of errors: forecasts of a lane that have become worse than they were, or lean to one side. Pure functions.
+"""Drift of errors: forecasts of a lane that have become worse than they were, or lean to one side; and the alerts that
+tell of drift, this one or that of inputs. Pure functions.
 
-Of each day's forecasts, one step ahead, the logarithms of two measures are watched: WQL, and what was forecast over
-what was sold. A self-starting CUSUM (Hawkins 1987, "Self-starting CUSUM charts for location and scale") holds each day
-against the days before it, as a t-value turned into a normal one (Wallace 1959, "Bounds on normal approximations to
-Student's and the chi-square distributions", the approximation of its section 3), so that nothing has to be known of a
-shop beforehand. Days add up, less half a deviation each, and never below 0; at 5 an alert opens, which chance alone
-brings about once in 938 days (Hawkins and Olwell 1998, "Cumulative sum charts and charting for quality improvement").
-It closes below 1. e^-sum bounds the chance of such a sum from where it began (Wald 1947, "Sequential analysis").
+Of each day's forecasts, one step ahead, the logarithms of two measures are watched by a self-starting CUSUM
+(`worker/cusum.py`): WQL, and what was forecast over what was sold. At a sum of 5 an alert opens, below 1 it closes.
 """
 
 from __future__ import annotations
@@ -14,24 +10,21 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from statistics import fmean, stdev
 from typing import Literal, NamedTuple
 
 from feature_store.score_state import RowName, SumsByStep
 from worker.accuracy_messages import Origin, Window
+from worker.cusum import CLOSES, FEWEST_DAYS, OPENS, normal_values, summed
 from worker.schemas import Alert
 from worker.scoring import ALL, BASELINE_VERSION, Measures, measures
 
 _DAY_MS = 86_400_000
-_ALLOWANCE, _OPENS, _CLOSES = 0.5, 5.0, 1.0
 _SEVERE = (10.0, 20.0)  # sums from which on an alert is major, and critical
 _SEVERITIES: tuple[Literal["minor", "major", "critical"], ...] = ("minor", "major", "critical")
-_WEEK = 7
-_FEWEST_DAYS = 10  # before a day is held against them
 _FEWEST_FORECASTS = 10  # of a day
 _LEAST_DEVIATION = 0.01  # of logarithms: what differs less from day to day is still no drift
-_KIND = "error_drift"
-_PREFIX = "drift "
+_ERRORS, _INPUTS = "error_drift", "input_drift"
+_PREFIXES = {_ERRORS: "drift ", _INPUTS: "input "}
 
 
 class _Day(NamedTuple):
@@ -43,22 +36,24 @@ class _Day(NamedTuple):
 class Drift(NamedTuple):
     """What a monitor says today.
 
-    measure: wql or bias. sign: 1 = looks for more, -1 = for less. evidence: the sum. since: the first day of those that
-    make it up. observed, expected: the measure over the days from then on, and over those before.
+    model_version: whose forecasts; "" = of inputs. measure: wql, bias, or an input. sign: 1 = looks for more, -1 = for
+    less. evidence: the sum. since: the first day of those that make it up. observed, expected: the measure over the
+    days from then on, and over those before. kind: of the alert.
     """
 
     model_version: str
-    measure: Literal["wql", "bias"]
+    measure: str
     sign: int
     evidence: float
     since: int
     observed: float
     expected: float
+    kind: str = _ERRORS
 
     @property
     def name(self) -> str:
         """Under which it is noted."""
-        return f"{_PREFIX}{self.model_version} {self.measure} {self.sign:+d}"
+        return f"{_PREFIXES[self.kind]}{self.model_version} {self.measure} {self.sign:+d}"
 
 
 class DriftNews(NamedTuple):
@@ -71,7 +66,7 @@ class DriftNews(NamedTuple):
 
 def is_note(name: str) -> bool:
     """Whether a name noted beside published windows is a drift's."""
-    return name.startswith(_PREFIX)
+    return name.startswith(tuple(_PREFIXES.values()))
 
 
 def drifts(rows: Mapping[RowName, SumsByStep]) -> list[Drift]:
@@ -86,36 +81,16 @@ def drifts(rows: Mapping[RowName, SumsByStep]) -> list[Drift]:
                 by_version.setdefault(name.model_version, []).append(_Day(name.day, sums, found))
     out = []
     for version, days in by_version.items():
-        if len(days) > _FEWEST_DAYS:
-            wql = _normal([math.log(day.measures.wql) for day in days])
-            lean = _normal([math.log1p(day.measures.bias) for day in days])
+        if len(days) > FEWEST_DAYS:
+            wql = normal_values([math.log(day.measures.wql) for day in days], _LEAST_DEVIATION)
+            lean = normal_values([math.log1p(day.measures.bias) for day in days], _LEAST_DEVIATION)
             out += [_drift(version, days, "wql", 1, wql), _drift(version, days, "bias", 1, lean)]
             out.append(_drift(version, days, "bias", -1, lean))
     return out
 
 
-def _normal(values: Sequence[float]) -> list[float]:
-    """Each value held against those before it: standard normal while nothing changes; 0 for the first ones."""
-    out = [0.0] * len(values)
-    for n in range(_FEWEST_DAYS, len(values)):
-        before, freedom = values[:n], n - 1
-        deviation = max(stdev(before), _LEAST_DEVIATION) * math.sqrt(1 + 1 / n)
-        t = (values[n] - fmean(before)) / deviation
-        size = (8 * freedom + 1) / (8 * freedom + 3) * math.sqrt(freedom * math.log1p(t * t / freedom))
-        out[n] = math.copysign(size, t)
-    return out
-
-
-def _drift(
-    version: str, days: Sequence[_Day], measure: Literal["wql", "bias"], sign: int, values: Sequence[float]
-) -> Drift:
-    evidence, begin = 0.0, 0
-    for n, value in enumerate(values):
-        if evidence == 0:
-            begin = n
-        evidence = max(evidence + sign * value - _ALLOWANCE, 0.0)
-    if evidence == 0:  # nothing speaks for a change: the last week beside the days before it
-        begin = max(len(days) - _WEEK, 1)
+def _drift(version: str, days: Sequence[_Day], measure: str, sign: int, values: Sequence[float]) -> Drift:
+    evidence, begin = summed(values, sign)
     observed, expected = (_pooled(part, measure) for part in (days[begin:], days[:begin]))
     return Drift(version, measure, sign, evidence, days[begin].day, observed, expected)
 
@@ -138,20 +113,21 @@ def drift_news(found: Sequence[Drift], noted: Mapping[str, str], origin: Origin)
     for name, drift in by_name.items():
         severity = sum(drift.evidence >= bound for bound in _SEVERE)
         if name not in noted:
-            if drift.evidence >= _OPENS:
+            if drift.evidence >= OPENS:
                 identity = f"{origin.partition} {origin.freq} {origin.model_name} {name} {drift.since}"
                 alert_id = hashlib.blake2b(identity.encode(), digest_size=12).hexdigest()
                 _tell(news, drift, "open", (alert_id, 1, origin.event_time_ms, severity), origin)
             continue
         alert_id, sequence, opened_ms, worst = _unpacked(noted[name])
-        if drift.evidence < _CLOSES:
+        if drift.evidence < CLOSES:
             _tell(news, drift, "close", (alert_id, sequence + 1, opened_ms, worst), origin)
         elif severity > worst:
             _tell(news, drift, "update", (alert_id, sequence + 1, opened_ms, severity), origin)
     for name in noted.keys() - by_name.keys():  # of a version that is scored no longer
         alert_id, sequence, opened_ms, worst = _unpacked(noted[name])
-        version, measure, sign = name.removeprefix(_PREFIX).rsplit(" ", 2)
-        last = Drift(version, "wql" if measure == "wql" else "bias", int(sign), 0.0, opened_ms // _DAY_MS, 0.0, 0.0)
+        kind = next(kind for kind, prefix in _PREFIXES.items() if name.startswith(prefix))
+        version, measure, sign = name.removeprefix(_PREFIXES[kind]).rsplit(" ", 2)
+        last = Drift(version, measure, int(sign), 0.0, opened_ms // _DAY_MS, 0.0, 0.0, kind)
         _tell(news, last, "close", (alert_id, sequence + 1, opened_ms, worst), origin)
     return news
 
@@ -170,14 +146,15 @@ def _tell(
     origin: Origin,
 ) -> None:
     alert_id, sequence, opened_ms, severity = episode
-    subject = f"{origin.model_name} version {drift.model_version}, {origin.freq}, partition {origin.partition}"
-    word = "WQL" if drift.measure == "wql" else "bias"
+    whose = f"{origin.model_name} version {drift.model_version}" if drift.kind == _ERRORS else f"input {drift.measure}"
+    subject = f"{whose}, {origin.freq}, partition {origin.partition}"
+    word = "WQL" if drift.measure == "wql" else drift.measure
     then = f"{word} {drift.observed:.3f} since {Window(drift.since, 1).start}, {drift.expected:.3f} before"
     alert = Alert(
         alert_id=alert_id,
         episode_state=state,
         sequence=sequence,
-        kind=_KIND,
+        kind=drift.kind,
         event_time=origin.event_time_ms,
         opened_at=opened_ms,
         window_start=drift.since * _DAY_MS,
@@ -188,9 +165,9 @@ def _tell(
         expected=round(drift.expected, 6),
         tail_probability=math.exp(-drift.evidence),
         severity=_SEVERITIES[severity],
-        reason="as before, or no longer scored" if state == "close" else then,
+        reason="as before, or no longer looked at" if state == "close" else then,
     )
-    news.messages.append((f"{subject}|{_KIND}", alert))
+    news.messages.append((f"{subject}|{drift.kind}", alert))
     if state == "close":
         news.gone.append(drift.name)
     else:

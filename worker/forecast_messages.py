@@ -28,7 +28,7 @@ from worker.alert_table import AlertRules
 from worker.calibration import Raw, Subjects, calibrate, owed_outcomes
 from worker.challenger import Shadowed
 from worker.schemas import Alert, Forecast, ForecastStep
-from worker.scored_forecasts import item_accuracy, not_scored, scored_forecasts
+from worker.scored_forecasts import input_rows, item_accuracy, not_scored, scored_forecasts
 from worker.scoring import BASELINE_VERSION, ScoringRules
 from worker.sold import rows_of, sold_in
 
@@ -101,6 +101,7 @@ class ForecastRules:
     item_accuracy_freqs: Collection[str] = ()  # of these, each item's own accuracy is published
     alert_rules: Mapping[str, AlertRules] = field(default_factory=dict)  # by frequency; absent = none are raised
     topic_alerts: str = ""
+    input_drift_freqs: Collection[str] = ()  # of these, and where they are scored, inputs are summed up too
 
 
 class Model(NamedTuple):
@@ -160,6 +161,8 @@ def forecast_messages(
     if freq in rules.scoring:
         version = BASELINE_VERSION if model == BASELINE else model.version
         scored = scored_forecasts(rules.scoring[freq], read, rounded, version, rules.calendar)
+        if freq in rules.input_drift_freqs:
+            scored.rows.update(input_rows(freq, read, inputs, rules.calendar))
     else:
         scored = not_scored(len(read.subjects))
     told = _as_lists(rounded)

@@ -104,6 +104,7 @@ def forecast_rules(
         topic_alerts=settings.topic_alerts,
         topic_accuracy=settings.topic_accuracy,
         item_accuracy_freqs=settings.item_accuracy_freqs,
+        input_drift_freqs=settings.input_drift_freqs,
         stored_freq={freq: stored_freq(freq) for freq in settings.forecast_freqs},
         stored_buckets={freq: stored_buckets(freq) for freq in settings.forecast_freqs},
         prediction_length={freq: settings.prediction_length(freq) for freq in settings.forecast_freqs},

@@ -82,7 +82,10 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     sequence: Annotated[int, Meta(ge=1, description="counts up within the episode")]
     kind: Annotated[
         str,
-        Meta(description="demand_above, demand_below, interest_above, review_below or error_drift; others may come"),
+        Meta(
+            description="demand_above, demand_below, interest_above, review_below, error_drift or input_drift; others "
+            "may come"
+        ),
     ]
     event_time: Annotated[int, Meta(description="event time at which it was found, milliseconds UTC")]
     opened_at: Annotated[int, Meta(description="event_time of the episode's first message, milliseconds UTC")]
@@ -91,7 +94,7 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     product_id: str = ""
     location_id: str = ""
     subject: Annotated[str, Meta(description="whose it is where it is of no item: a topic, a group of items")] = ""
-    channel: Annotated[str, Meta(description="what was counted: order_lines, units, add_to_carts, ...")] = ""
+    channel: Annotated[str, Meta(description="what was counted: order_lines, units, ...; of drift the measure")] = ""
     freq: Annotated[str, Meta(description="of the forecasts that it was judged by")] = ""
     observed: Annotated[float, Meta(description="what was counted since window_start")]
     expected: Annotated[float, Meta(description="what was to be expected of the same time")]

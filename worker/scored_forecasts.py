@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from feature_store.calendar_time import ShopCalendar
 from feature_store.features import BucketRows
 from feature_store.items import Item, ProductState
-from feature_store.score_state import ItemScores
-from forecaster.inputs import running_buckets
+from feature_store.score_state import ItemScores, RowName
+from forecaster.inputs import ModelInputs, running_buckets
 from worker.accuracy_messages import Origin, Segment, Window, accuracy_message
-from worker.scoring import ITEM_WINDOW_DAYS, Scored, Scoring, ScoringRules, Subjects, Told, item_sums
+from worker.input_sums import Bucket, input_sums
+from worker.scoring import ITEM_WINDOW_DAYS, Scored, Scoring, ScoringRules, Subjects, Told, day_of, item_sums
 from worker.sold import rows_of, sold_in
 
 _ITEM = "item"
@@ -69,6 +70,17 @@ def scored_forecasts(
     owed = np.array(scoring.owed, dtype=np.int64).reshape(-1, 2)
     sold = sold_in(rows_of(rules.freq, read.rows), owed[:, 0], owed[:, 1])
     return scoring.score(told_of(published, rules.steps), sold)
+
+
+def input_rows(
+    freq: str, read: ScoredRead, inputs: ModelInputs, calendar: ShopCalendar
+) -> dict[RowName, dict[int, list[int]]]:
+    """Sums of the inputs of items that are forecast for the first time in their bucket."""
+    zones = [calendar.zone(item.location_id) for item, _ in read.subjects]
+    running = running_buckets(freq, read.cutoff_ms, zones)
+    last = [s.bucket if s and before else -1 for s, before in zip(read.scores, read.revisions, strict=True)]
+    closed = np.array([day_of(freq, bucket) for bucket in (running - 1).tolist()], dtype=np.int64)
+    return input_sums(Bucket(freq, closed), inputs, running > np.array(last, dtype=np.int64))
 
 
 def not_scored(items: int) -> Scored:

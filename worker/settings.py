@@ -28,7 +28,9 @@ _FREQ_LISTS = (
     "scored_freqs",
     "item_accuracy_freqs",
     "alert_freqs",
+    "input_drift_freqs",
 )
+_NOT_BY_WEEK = ("alert_freqs", "input_drift_freqs")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -186,6 +188,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         tuple[str, ...],
         Meta(description="by these, 1h or 1d, alerts are raised; with both, of the same thing twice"),
     ] = ("1h",)
+    input_drift_freqs: Annotated[
+        tuple[str, ...],
+        Meta(description="of these, 1h or 1d, and where they are scored, what forecasts are made from is watched"),
+    ] = ("1d",)
     alert_false_share: Annotated[
         float, Meta(gt=0, lt=1, description="of all alerts, the share that may be false; see docs/alerts.md")
     ] = 0.3
@@ -217,7 +223,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for field in _FREQ_LISTS:
             for freq in getattr(self, field):
-                allowed = [known for known in WINDOWS if field != "alert_freqs" or known != "1w"]
+                allowed = [known for known in WINDOWS if field not in _NOT_BY_WEEK or known != "1w"]
                 if freq not in allowed:
                     raise ValueError(f"{field}: {freq!r} is not one of {', '.join(allowed)}")
         for freq in self.forecast_freqs:

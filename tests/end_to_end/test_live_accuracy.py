@@ -77,7 +77,7 @@ def scored(shop: Shop) -> Sums:
         (freq, name.day, name.model_version, name.segment, step): tuple(numbers)
         for freq, rows in rows_of(shop).items()
         for name, by_step in rows.items()
-        if not name.segment.startswith("against:")
+        if not name.segment.startswith(("against:", "inputs"))
         for step, numbers in by_step.items()
     }
 

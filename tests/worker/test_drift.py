@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import msgspec
 import numpy as np
 import pytest
-from scipy import stats
 
 from feature_store.score_state import RowName, SumsByStep
 from tests.worker.test_scored_lane import ScoredShop
 from worker.accuracy_messages import Origin
 from worker.accuracy_reports import AccuracyReporter, ReportRules
-from worker.drift import _FEWEST_DAYS, Drift, DriftNews, _normal, drift_news, drifts
+from worker.cusum import FEWEST_DAYS
+from worker.drift import Drift, DriftNews, drift_news, drifts
 from worker.schemas import Alert
 
 _DAY_MS, _FIRST = 86_400_000, 15_000
@@ -43,17 +42,6 @@ def _steady(days: int, seed: int = 1, mean: float = 0.6) -> list[float]:
 
 def _one(found: Sequence[Drift], measure: str, sign: int = 1) -> Drift:
     return next(drift for drift in found if (drift.measure, drift.sign) == (measure, sign))
-
-
-def test_days_are_held_against_those_before_them_as_students_t() -> None:
-    values = [float(v) for v in np.random.default_rng(3).normal(2, 0.5, 40)]
-    values[30] = 4.5
-    found = _normal(values)
-    assert found[:_FEWEST_DAYS] == [0.0] * _FEWEST_DAYS
-    for n in range(_FEWEST_DAYS, 40):
-        before = values[:n]
-        t = (values[n] - np.mean(before)) / (np.std(before, ddof=1) * math.sqrt(1 + 1 / n))
-        assert found[n] == pytest.approx(float(stats.norm.ppf(stats.t.cdf(t, n - 1))), abs=0.02)
 
 
 def test_steady_errors_seldom_alarm() -> None:
@@ -87,7 +75,7 @@ def test_few_forecasts_baselines_and_categories_are_not_judged() -> None:
     assert not drifts(few)
     assert not drifts({RowName(name.day, "baseline", "all"): sums for name, sums in rows.items()})
     assert not drifts({RowName(name.day, "1", "category:mugs"): sums for name, sums in rows.items()})
-    assert not drifts(_rows(_steady(_FEWEST_DAYS)))
+    assert not drifts(_rows(_steady(FEWEST_DAYS)))
     assert not drifts({})
 
 
