@@ -31,7 +31,8 @@ of the old one are never added to. Everything reads well in redis-cli:
 
 One key is of the whole namespace:
 
-    {ns}:model_versions                hash   model name -> its version that workers are to ask Triton for
+    {ns}:model_versions                hash   model name -> its version that workers are to ask Triton for; and what
+                                              stands beside it of challengers and promotions: see model_choices.py
 
 No feature has a TTL: retention follows event time, and apply.lua drops what the caller says has left it.
 """
@@ -119,7 +120,7 @@ _decode_summary = msgspec.json.Decoder(_SummaryRow).decode
 
 
 def model_versions_key(namespace: str) -> str:
-    """Versions chosen by `shelfcast model use`."""
+    """Versions chosen by `shelfcast model`."""
     return f"{{{namespace}}}:model_versions"
 
 

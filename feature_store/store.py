@@ -35,12 +35,12 @@ from feature_store.layout import (
     LAYOUT_VERSION,
     MAX_KEYS,
     Keys,
-    model_versions_key,
     unpack_head,
     unpack_item,
     unpack_product,
     unpack_summary,
 )
+from feature_store.model_choices import ModelChoices
 from feature_store.partition_copy import PartitionCopier, PartitionCopy
 from feature_store.partition_restore import PartitionRestore
 from feature_store.redis_calls import REDIS_ERRORS, RedisCalls, flat
@@ -177,18 +177,6 @@ class FeatureStore:
         """Positions as they stand, without claiming. Empty when the partition has none."""
         meta = await self._hash(Keys(self._namespace, partition).meta)
         return numbers({name: value.decode() for name, value in meta.items()}, "position:")
-
-    async def wanted_version(self, model_name: str) -> str:
-        """The version of a model that workers are to use, "" when none was chosen."""
-        return (await self._hash(model_versions_key(self._namespace))).get(model_name, b"").decode()
-
-    async def want_version(self, model_name: str, version: str) -> None:
-        """Choose it, for all workers of the namespace; "" = none."""
-        key, redis = model_versions_key(self._namespace), self._calls.redis
-        if version:
-            await self._calls.when_back(lambda: redis.hset(key, model_name, version))
-        else:
-            await self._calls.when_back(lambda: redis.hdel(key, model_name))
 
     async def claim(self, partition: int) -> Claim:
         """Take the partition over: whoever held it is fenced from now on.
@@ -390,6 +378,10 @@ class FeatureStore:
     def accuracy(self) -> AccuracyStore:
         """Sums of scores, and what was published of them."""
         return AccuracyStore(self._calls, self._namespace, self._write)
+
+    def choices(self) -> ModelChoices:
+        """Versions of models that workers are to use."""
+        return ModelChoices(self._calls, self._namespace)
 
     async def copy_partition(self, partition: int) -> PartitionCopy | None:
         """The partition as it stands at one moment, while its lane goes on; None when nothing does. See PartitionCopier

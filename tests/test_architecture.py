@@ -115,6 +115,8 @@ PAIRS = {
     "drift": {"accuracy_messages", "cusum", "scoring"},
     "input_drift": {"cusum", "drift", "input_sums"},
     "comparison": {"challenger", "paired_test", "scoring"},
+    "promotion": {"challenger", "comparison"},
+    "promoter": {"aside", "comparison", "promotion"},
     "challenger": {"scored_forecasts", "scoring", "sold"},
     "scored_forecasts": {"accuracy_messages", "input_sums", "scoring", "sold"},
     "rules": {
@@ -146,6 +148,7 @@ ROOTS = {
     "backtest",
     "check",
     "cli",
+    "contest",
     "demo",
     "dlq",
     "export",
@@ -290,7 +293,7 @@ def test_the_command_loads_no_library_before_it_knows_which_it_needs() -> None:
 def test_features_are_computed_without_redis() -> None:
     modules = {path.stem for path in (ROOT / "feature_store").glob("*.py")} - {
         *("__init__", "fitness", "redis_calls", "redis_cluster", "store"),
-        *("accuracy_store", "partition_copy", "partition_restore", "snapshots"),
+        *("accuracy_store", "model_choices", "partition_copy", "partition_restore", "snapshots"),
     }
     loaded = loaded_by("import " + ", ".join(f"feature_store.{module}" for module in sorted(modules)))
     assert loaded.isdisjoint({"redis", "faust", "aiokafka", "torch"})

@@ -26,7 +26,7 @@ from forecaster.contract import ROWS_PER_PASS
 from forecaster.inputs import ModelInputs
 from worker.accuracy_reports import AccuracyReporter
 from worker.aside import Message
-from worker.challenger import Challenger
+from worker.contest import Contest
 from worker.errors import ForecastUnavailableError, TopicError, WatchdogError
 from worker.forecast_client import ForecastClient, ForecastReply
 from worker.forecast_messages import ForecastRules
@@ -36,7 +36,7 @@ from worker.lane_keeper import LaneKeeper
 from worker.lane_state import LaneRules
 from worker.pages import add_pages
 from worker.record_fetcher import RecordBatch, passing_errors
-from worker.rules import challenge_rules, forecast_rules, lane_rules, report_rules
+from worker.rules import forecast_rules, lane_rules, report_rules
 from worker.scheduler import Scheduler
 from worker.settings import Settings
 from worker.topics import ASIDE_BYTES, ensure_topics, kafka_client_config
@@ -48,7 +48,6 @@ from worker.transport import (
     credentials,
     send_batch,
 )
-from worker.version_follower import EVERY_S, VersionFollower
 from worker.watchdog import KafkaAside, LastWords, Watchdog
 
 logger = logging.getLogger(__name__)
@@ -59,7 +58,6 @@ _DRAIN_S = 20.0
 _COLLECT_EVERY = 200_000  # objects
 _SEEK_S = 5.0
 _REPORT_S = 1.0
-_CHALLENGE_S = 0.02
 _ROUNDS_AT_ONCE = 2  # of each freq: while the model works on one, the other is read, written and sent
 
 
@@ -76,7 +74,6 @@ class Worker(Service):  # type: ignore[misc]
         self._reassigning: set[asyncio.Task[None]] = set()
         self._joined = False
         self._connected = False
-        self._challenger_client: ForecastClient | None = None
         self._replaying = settings.clock == "event"
         self._kafka_outage = Outage(
             logger,
@@ -97,15 +94,17 @@ class Worker(Service):  # type: ignore[misc]
         self._calendar.start()
         if not await asyncio.to_thread(self._calendar.ready.wait, _CALENDAR_S):
             raise TopicError(f"{settings.topic_calendar_global} could not be read to its end in {_CALENDAR_S:.0f} s")
-        self._client = self._new_client(settings.model_version)
-        self._challenger = self._new_challenger()
+        self._client = ForecastClient(
+            settings.triton_url,
+            model_name=settings.model_name,
+            model_version=settings.model_version,
+            timeout_s=settings.triton_timeout_s,
+            tls=settings.triton_tls,
+        )
+        self._contest = Contest(settings, self._store, self._client, self._send)
         self._scheduler = Scheduler(self._forecast_rules())
         self._reporter = AccuracyReporter(report_rules(settings), self._store.accuracy())
-        # Not over a setting, and not in a replay, whose forecasts are those of its settings.
-        if not self._replaying and not settings.model_version:
-            follower = VersionFollower(self._store, self._client)
-            await follower.follow()
-            self._forecasting.append(asyncio.create_task(self._repeat(EVERY_S, follower.follow)))
+        contested = await self._contest.begin()
         await self._check_model()
         consumer: BatchConsumer = self._app.consumer
         self._lanes = LaneKeeper(
@@ -130,30 +129,8 @@ class Worker(Service):  # type: ignore[misc]
             for freq in settings.forecast_freqs * _ROUNDS_AT_ONCE:
                 self._forecasting.append(asyncio.create_task(self._forecast_forever(freq)))
             self._forecasting.append(asyncio.create_task(self._repeat(_REPORT_S, self._report)))
-            if self._challenger is not None:
-                self._forecasting.append(asyncio.create_task(self._repeat(_CHALLENGE_S, self._challenger.work)))
-
-    def _new_client(self, model_version: str) -> ForecastClient:
-        settings = self._settings
-        return ForecastClient(
-            settings.triton_url,
-            model_name=settings.model_name,
-            model_version=model_version,
-            timeout_s=settings.triton_timeout_s,
-            tls=settings.triton_tls,
-        )
-
-    def _new_challenger(self) -> Challenger | None:
-        """It has a client of its own: what it waits for, the published version does not."""
-        rules = challenge_rules(self._settings)
-        if rules is None:
-            return None
-        self._challenger_client = client = self._new_client(rules.version)
-
-        async def infer(inputs: ModelInputs) -> ForecastReply:
-            return await client.forecast(inputs, wait=self._replaying)
-
-        return Challenger(rules, infer, self._store.accuracy(), is_queued=not self._replaying)
+            for pause_s, step in contested:
+                self._forecasting.append(asyncio.create_task(self._repeat(pause_s, step)))
 
     def _new_watchdog(self) -> Watchdog:
         loop = asyncio.get_running_loop()
@@ -206,8 +183,7 @@ class Worker(Service):  # type: ignore[misc]
         self._calendar.stop()
         await self._store.close()
         await self._client.close()
-        if self._challenger_client is not None:
-            await self._challenger_client.close()
+        await self._contest.close()
 
     async def _end_of(self, tasks: Sequence[asyncio.Task[None]]) -> None:
         if tasks:
@@ -310,7 +286,7 @@ class Worker(Service):  # type: ignore[misc]
             global_entries=self._calendar.entries_at if self._replaying else (lambda _: self._calendar.entries()),
             infer=self._infer,
             model_is_away=lambda: self._client.is_away,
-            shadow=self._challenger.shadow if self._challenger is not None else None,
+            shadow=self._contest.shadow,
         )
 
     async def _send(self, topic: str, partition: int, messages: Sequence[Message]) -> None:

@@ -70,7 +70,7 @@ class Sums(Protocol):
 
 
 class ChallengeRules(NamedTuple):
-    """version: the challenger's. share: of the items, 0 to 1. scoring: by frequency."""
+    """version: the challenger's, to begin with; "" = none. share: of the items, 0 to 1. scoring: by frequency."""
 
     version: str
     share: float
@@ -90,7 +90,14 @@ class Challenger:
         self, rules: ChallengeRules, infer: Callable[[ModelInputs], Awaitable[Reply]], sums: Sums, *, is_queued: bool
     ) -> None:
         self._rules, self._infer, self._sums = rules, infer, sums
+        self.version = rules.version
         self._queue: deque[Shadowed] | None = deque() if is_queued else None
+
+    def use(self, version: str) -> None:
+        """Compare this version from now on; "" = none. What waits is dropped: it was for the one before."""
+        self.version = version
+        if self._queue:
+            self._queue.clear()
 
     async def work(self) -> None:
         """Work on what was published first of all that waits. One call after the other: an item's forecasts are taken
@@ -112,7 +119,8 @@ class Challenger:
                 self._queue.append(part)
 
     def _share_of(self, one: Shadowed) -> Shadowed | None:
-        if one.freq not in self._rules.scoring or one.model_version == self._rules.version or one.lane.closed:
+        is_other = self.version not in ("", one.model_version)
+        if not is_other or one.freq not in self._rules.scoring or one.lane.closed:
             return None
         places = [i for i, (item, _) in enumerate(one.read.subjects) if is_challenged(item.item_id, self._rules.share)]
         if not places:
@@ -143,12 +151,14 @@ class Challenger:
         zones = [self._rules.calendar.zone(item.location_id) for item, _ in read.subjects]
         running = running_buckets(one.freq, read.cutoff_ms, zones)
         is_fresh = np.array([s is None or s.published.bucket < b for s, b in zip(states, running, strict=True)])
+        versions = one.model_version, self.version
         said = ModelOutputs(*(np.zeros_like(array) for array in one.outputs))
         if is_fresh.any():  # 1
             reply = await self._infer(ModelInputs._make(array[is_fresh] for array in one.inputs))
             for array, own in zip(said, reply.outputs, strict=True):
                 array[is_fresh] = own
-        versions = one.model_version, self._rules.version
+        if self.version != versions[1]:  # another was chosen meanwhile: who has answered is not sure
+            return
         published = [None if state is None else state.published for state in states]
         challenger = [None if state is None else state.challenger for state in states]
         first = self._scored(one, rules, running, published, one.outputs, versions)  # 2

@@ -13,7 +13,7 @@ from worker.scoring import Measures, measures
 
 _LOSS = SCORE_SUMS.index("quantile_loss")
 _MILLIONTHS = 1e6
-_HOURS = 24
+_HOURS, _WEEK = 24, 7
 
 
 class Compared(NamedTuple):
@@ -75,8 +75,9 @@ def objections(found: Sequence[Compared], demands: Demands) -> list[str]:
         own = [one for one in found if one.freq == freq]
         test = own[0].test
         where = f"{freq}, step {own[0].step}"
-        if test.days < demands.days:
-            out.append(f"{where}: compared on {test.days} days, {demands.days} are asked for")
+        unit, needed = ("weeks", math.ceil(demands.days / _WEEK)) if freq == "1w" else ("days", demands.days)
+        if test.days < needed:
+            out.append(f"{where}: compared on {test.days} {unit}, {needed} are asked for")
         elif not test.p_better < demands.significance:
             out.append(
                 f"{where}: not better beyond chance (p = {test.p_better:.3f}, {demands.significance:g} is asked for)"

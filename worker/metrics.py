@@ -50,6 +50,7 @@ CHALLENGES = Counter(
     ["freq", "outcome"],
     registry=REGISTRY,
 )
+PROMOTIONS = Counter("shelfcast_promotions", "Challengers that this worker has promoted by rule.", registry=REGISTRY)
 ACCURACY = Gauge(
     "shelfcast_accuracy_sums",
     "Sums of scores over the last 7 days that were scored, as in docs/accuracy.md: measures are ratios of them, summed "

@@ -31,14 +31,15 @@ def list_command() -> None:
     """List the versions that Triton knows, and say which one workers use."""
     settings = load_settings(os.environ)
 
-    found, wanted = asyncio.run(with_servers(settings, _look(settings)))
+    found, wanted, challenger = asyncio.run(with_servers(settings, _look(settings)))
     ready = [version for version, state in found.items() if state == "READY"]
     used = used_version(settings, found, wanted)
     table = Table(title=f"{settings.model_name} at {settings.triton_url}", title_justify="left")
     for column in ("version", "state", "workers"):
         table.add_column(column)
     for version, state in found.items():
-        table.add_row(version, state, "use it" if version == used else "")
+        compared = "compare it" if version == challenger else ""
+        table.add_row(version, state, "use it" if version == used else compared)
     Console().print(table)
     click.echo(_why(settings, wanted))
     if used and used not in ready:
@@ -58,15 +59,17 @@ async def current_version(settings: Settings) -> str:
         ModelError: none is chosen and none is served.
         ShelfcastError: Redis or Triton do not answer.
     """
-    used = used_version(settings, *await with_servers(settings, _look(settings)))
+    found, wanted, _ = await with_servers(settings, _look(settings))
+    used = used_version(settings, found, wanted)
     if not used:
         raise ModelError(f"Triton at {settings.triton_url} serves no version of {settings.model_name}")
     return used
 
 
-def _look(settings: Settings) -> Callable[[FeatureStore, ForecastClient], Awaitable[tuple[dict[str, str], str]]]:
-    async def look(store: FeatureStore, client: ForecastClient) -> tuple[dict[str, str], str]:
-        return await client.versions(), await store.wanted_version(settings.model_name)
+def _look(settings: Settings) -> Callable[[FeatureStore, ForecastClient], Awaitable[tuple[dict[str, str], str, str]]]:
+    async def look(store: FeatureStore, client: ForecastClient) -> tuple[dict[str, str], str, str]:
+        choices = await store.choices().read(settings.model_name)
+        return await client.versions(), choices.version, settings.challenger_version or choices.challenger
 
     return look
 
@@ -100,6 +103,37 @@ def use_command(version: str, load: bool) -> None:
     click.echo(f"workers of namespace {settings.namespace!r} take version {version} of {settings.model_name} over now")
 
 
+@command.command("challenge")
+@click.argument("version")
+def challenge_command(version: str) -> None:
+    """Have all running workers of the namespace compare VERSION, unseen, with the one that they use, within seconds.
+    `none` = compare none. What `shelfcast promote` asks for is then of days from now on."""
+    settings = load_settings(os.environ)
+    if settings.challenger_version:
+        raise ShelfcastError(
+            f"SHELFCAST_CHALLENGER_VERSION={settings.challenger_version} goes before what is chosen here: unset it for "
+            "workers"
+        )
+
+    async def challenge(store: FeatureStore, client: ForecastClient) -> None:
+        if version != "none":
+            await _refuse_unserved(client, settings, version)
+        await store.choices().want_challenger(settings.model_name, "" if version == "none" else version)
+
+    asyncio.run(with_servers(settings, challenge))
+    click.echo(f"workers of namespace {settings.namespace!r} compare {version} with the version that they use")
+
+
+async def _refuse_unserved(client: ForecastClient, settings: Settings, version: str) -> None:
+    known = await client.versions()
+    if known.get(version) != "READY":
+        served = ", ".join(v for v, state in known.items() if state == "READY") or "none"
+        raise ModelError(
+            f"Triton at {settings.triton_url} does not serve version {version} of {settings.model_name} (served: "
+            f"{served}): `shelfcast export` makes one, `shelfcast model use {version} --load` has it loaded"
+        )
+
+
 async def choose(
     store: FeatureStore, client: ForecastClient, settings: Settings, version: str, *, load: bool = False
 ) -> None:
@@ -112,20 +146,14 @@ async def choose(
     if load:
         await client.load(_LOAD_TIMEOUT_S)
     if version == "newest":
-        await store.want_version(settings.model_name, "")
+        await store.choices().want_version(settings.model_name, "")
         return
-    known = await client.versions()
-    if known.get(version) != "READY":
-        served = ", ".join(v for v, state in known.items() if state == "READY") or "none"
-        raise ModelError(
-            f"Triton at {settings.triton_url} does not serve version {version} of {settings.model_name} (served: "
-            f"{served}): `shelfcast export` makes one, `shelfcast model use {version} --load` has it loaded"
-        )
+    await _refuse_unserved(client, settings, version)
     client.use(version)
     await client.check_model()
     for freq in settings.forecast_freqs:  # a version may know fewer frequencies than these workers forecast
         await client.forecast(blank_inputs(freq))
-    await store.want_version(settings.model_name, version)
+    await store.choices().want_version(settings.model_name, version)
 
 
 async def with_servers(

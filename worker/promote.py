@@ -35,19 +35,17 @@ from worker.settings import Settings, load_settings
 @click.option("--days", default=14, show_default=True, type=click.IntRange(2), help="Days of comparison asked for.")
 @click.option("--gain", default=0.005, show_default=True, help="By what share WQL has to be lower at the first step.")
 def command(version: str | None, check: bool, force: bool, significance: float, days: int, gain: float) -> None:
-    """Have all running workers of the namespace use VERSION, by default SHELFCAST_CHALLENGER_VERSION, in place of the
-    one they use now, if its forecasts were better on the same items at the same moments."""
+    """Have all running workers of the namespace use VERSION, by default the challenger, in place of the one they use
+    now, if its forecasts were better on the same items at the same moments."""
     settings = load_settings(os.environ)
-    wanted = version or settings.challenger_version
-    if not wanted:
-        raise click.UsageError("name a version, or set SHELFCAST_CHALLENGER_VERSION")
     if settings.model_version:
         raise ShelfcastError(
             f"SHELFCAST_MODEL_VERSION={settings.model_version} goes before what is promoted: unset it for workers"
         )
     demands = Demands(significance, days, gain)
 
-    async def look(store: FeatureStore, client: ForecastClient) -> list[str]:
+    async def look(store: FeatureStore, client: ForecastClient) -> tuple[str, list[str]]:
+        wanted = await _challenger(store, settings, version)
         present = await _present(store, client, settings)
         if present == wanted:
             raise ShelfcastError(f"workers of namespace {settings.namespace!r} use version {wanted} already")
@@ -57,9 +55,9 @@ def command(version: str | None, check: bool, force: bool, significance: float, 
         against = objections(found, demands) if found else [_nothing(present, wanted)]
         if not check and (force or not against):
             await choose(store, client, settings, wanted)
-        return against
+        return wanted, against
 
-    against = asyncio.run(with_servers(settings, look))
+    wanted, against = asyncio.run(with_servers(settings, look))
     if against and not force:
         raise ShelfcastError("not promoted: " + "; ".join(against) if not check else "; ".join(against))
     if check:
@@ -72,13 +70,20 @@ def command(version: str | None, check: bool, force: bool, significance: float, 
 
 def _nothing(present: str, wanted: str) -> str:
     return (
-        f"no forecasts of version {wanted} have been scored beside those of version {present}: run workers with "
-        f"SHELFCAST_CHALLENGER_VERSION={wanted} for some weeks, or say --force"
+        f"no forecasts of version {wanted} have been scored beside those of version {present}: have workers compare it "
+        f"by `shelfcast model challenge {wanted}` for some weeks, or say --force"
     )
 
 
+async def _challenger(store: FeatureStore, settings: Settings, version: str | None) -> str:
+    chosen = version or settings.challenger_version or await store.choices().challenger_version(settings.model_name)
+    if not chosen:
+        raise click.UsageError("name a version: none is compared, see `shelfcast model challenge`")
+    return chosen
+
+
 async def _present(store: FeatureStore, client: ForecastClient, settings: Settings) -> str:
-    used = used_version(settings, await client.versions(), await store.wanted_version(settings.model_name))
+    used = used_version(settings, await client.versions(), await store.choices().wanted_version(settings.model_name))
     if not used:
         raise ModelError(f"Triton at {settings.triton_url} serves no version of {settings.model_name}")
     return used

@@ -74,10 +74,8 @@ def report_rules(settings: Settings) -> ReportRules:
     )
 
 
-def challenge_rules(settings: Settings) -> ChallengeRules | None:
-    """Which version is compared with the published one; None = none is."""
-    if not settings.challenger_version:
-        return None
+def challenge_rules(settings: Settings) -> ChallengeRules:
+    """Which version is compared with the published one."""
     scoring, calendar = scoring_rules(settings), settings.shop_calendar()
     return ChallengeRules(settings.challenger_version, settings.challenger_share, scoring, calendar)
 

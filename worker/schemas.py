@@ -83,8 +83,8 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     kind: Annotated[
         str,
         Meta(
-            description="demand_above, demand_below, interest_above, review_below, error_drift or input_drift; others "
-            "may come"
+            description="demand_above, demand_below, interest_above, review_below, error_drift, input_drift or "
+            "promotion; others may come"
         ),
     ]
     event_time: Annotated[int, Meta(description="event time at which it was found, milliseconds UTC")]

@@ -74,11 +74,27 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = ""
 
     challenger_version: Annotated[
-        str, Meta(description="another version, forecast with unseen beside it and compared; see docs/accuracy.md")
+        str,
+        Meta(description="another version, compared unseen; empty = the one of `shelfcast model challenge`"),
     ] = ""
     challenger_share: Annotated[
         float, Meta(gt=0, le=1, description="share of the items that the challenger is asked about")
     ] = 0.1
+
+    promote: Annotated[
+        Literal["never", "when_better"],
+        Meta(description="when a challenger takes the published version's place by itself; see docs/accuracy.md"),
+    ] = "never"
+    promote_days: Annotated[
+        int,
+        Meta(ge=7, le=14, description="days compared before the rule looks, and again before its second look"),
+    ] = 14
+    promote_significance: Annotated[
+        float, Meta(gt=0, lt=1, description="most that chance may have to do with a promotion, over all looks")
+    ] = 0.05
+    promote_gain: Annotated[
+        float, Meta(ge=0, lt=1, description="share by which WQL has to be lower at the first scored step")
+    ] = 0.005
 
     namespace: Annotated[
         str,

@@ -23,6 +23,7 @@ from tests.end_to_end.shop import Shop, now_ms
 from tests.worker.score_oracle import Order, Rules, recomputed
 from worker.accuracy import merged_rows
 from worker.cli import shelfcast
+from worker.errors import ModelError
 from worker.local_stack import LocalBroker, LocalRedis, LocalStack
 from worker.local_triton import MODEL_REPOSITORY, LocalTriton
 from worker.schemas import Forecast
@@ -50,7 +51,7 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTriton]:
 def shop(
     servers: LocalStack, broker: LocalBroker, redis_server: LocalRedis, triton: LocalTriton, tmp_path: Path
 ) -> Iterator[Shop]:
-    shop = Shop(servers, tmp_path, triton_url=triton.url, challenger_version="2", challenger_share="1")
+    shop = Shop(servers, tmp_path, triton_url=triton.url, challenger_share="1")
     yield shop
     shop.close()
 
@@ -106,6 +107,8 @@ def test_accuracy_of_workers_that_are_killed_equals_a_recomputation(
     choose = random.Random(7)
     assert run(shop, monkeypatch, "model", "use", "1").exit_code == 0
     workers = [shop.start_worker(web_port=0)]
+    assert isinstance(run(shop, monkeypatch, "model", "challenge", "9").exception, ModelError)
+    assert run(shop, monkeypatch, "model", "challenge", "2").exit_code == 0  # of a worker that runs
     sent = 0
     for days_ago in range(6, -1, -1):
         for _ in range(3):
