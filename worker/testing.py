@@ -132,6 +132,11 @@ class ReplayRun:
         return self._settings
 
     @property
+    def environment(self) -> dict[str, str]:
+        """SHELFCAST_* variables of the replay's workers."""
+        return dict(self._environment)
+
+    @property
     def shop_environment(self) -> dict[str, str]:
         """SHELFCAST_* variables of the shop whose recording it is, for `shelfcast replay` as a process of its own."""
         return dict(self._shop)

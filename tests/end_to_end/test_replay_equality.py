@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -33,7 +36,7 @@ from tests.end_to_end.replay_process import ReplayProcess
 from tests.worker.score_oracle import Order, Rules, recomputed
 from worker.accuracy import merged_rows
 from worker.local_stack import LocalStack
-from worker.schemas import Accuracy, Forecast
+from worker.schemas import Accuracy, Forecast, Replenishment
 from worker.testing import RawForecast, ReplayedForecasts, ReplayRun
 
 _HOURS = 10  # from 16:00 UTC: midnights of all zones lie in it
@@ -67,9 +70,32 @@ class Replayed(NamedTuple):
     forecasts: ReplayedForecasts
     accuracy: list[RawForecast]
     sums: dict[str, Rows]
+    orders: list[RawForecast]
 
 
-def replayed(run: ReplayRun) -> Replayed:
+_POLICIES = """
+[default]
+freq = "1h"
+review_period = "2h"
+lead_time = { "1h" = 0.5, "3h" = 0.5 }
+service_level = 0.95
+"""
+
+
+def ordered(run: ReplayRun, directory: Path) -> list[RawForecast]:
+    """What `shelfcast replenish` makes of a replay's forecasts and stock; run twice: the second time adds nothing."""
+    policies = directory / "policies.toml"
+    policies.write_text(_POLICIES, encoding="utf-8")
+    command = [sys.executable, "-m", "worker", "replenish", "--policies", str(policies), "--replay", "--to-end"]
+    for _ in range(2):
+        done = subprocess.run(
+            command, env=os.environ | run.environment, check=False, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+    return run.messages(run.settings.topic_replenishment)
+
+
+def replayed(run: ReplayRun, directory: Path) -> Replayed:
     async def rows() -> dict[str, Rows]:
         store = FeatureStore(**run.settings.store_options())
         try:
@@ -77,17 +103,19 @@ def replayed(run: ReplayRun) -> Replayed:
         finally:
             await store.close()
 
-    return Replayed(run.forecasts(), run.messages(run.settings.topic_accuracy), asyncio.run(rows()))
+    accuracy = run.messages(run.settings.topic_accuracy)
+    return Replayed(run.forecasts(), accuracy, asyncio.run(rows()), ordered(run, directory))
 
 
 @pytest.fixture(scope="module")
 def all_of_reference(stack: LocalStack, recording: Recording, tmp_path_factory: pytest.TempPathFactory) -> Replayed:
     """One worker, as fast as possible, undisturbed."""
-    with ReplayRun(recording.path, stack, tmp_path_factory.mktemp("reference"), _SETTINGS) as run:
+    directory = tmp_path_factory.mktemp("reference")
+    with ReplayRun(recording.path, stack, directory, _SETTINGS) as run:
         run.send()
         run.start_worker()
         run.wait_until_done()
-        return replayed(run)
+        return replayed(run, directory)
 
 
 @pytest.fixture(scope="module")
@@ -159,10 +187,13 @@ def test_speed_number_of_workers_and_kills_change_nothing(
         resumed.output()
         assert run.send(resume=True).records == 0
         run.wait_until_done()
-        found = replayed(run)
+        found = replayed(run, tmp_path)
     assert_same(found.forecasts.raw, all_of_reference.forecasts.raw)
     assert_same(found.accuracy, all_of_reference.accuracy)
     assert found.sums == all_of_reference.sums
+    assert_same(found.orders, all_of_reference.orders)
+    made = [msgspec.json.decode(order.value or b"", type=Replenishment) for order in found.orders]
+    assert len({order.replenishment_id for order in made}) == len(made) > 10
     assert any(name.segment == "inputs" for name in found.sums["1d"])
     assert sums_by_name(found.sums) == recomputed_sums(recording, found.forecasts)
 

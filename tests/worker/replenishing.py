@@ -136,6 +136,11 @@ class ReplenishedShop:
             command, env=os.environ | self.environment, check=False, capture_output=True, text=True, timeout=120
         )
 
+    def start(self) -> subprocess.Popen[str]:
+        """The command live, in a process of its own that runs on."""
+        command = [sys.executable, "-m", "worker", "replenish", "--policies", str(self._directory / "policies.toml")]
+        return subprocess.Popen(command, env=os.environ | self.environment, stdout=subprocess.PIPE, text=True)
+
     def has_orders_topic(self) -> bool:
         return bool(TopicReading(self._config).partitions(self.orders))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,48 @@ def test_killed_at_any_moment_and_run_again_each_need_is_ordered_once(
         assert first == expected, moment
         assert len(sent) == len(expected), f"killed at moment {moment}: an order that stood there was sent again"
     assert kills == 4
+
+
+def test_members_that_come_and_are_killed_order_each_need_once(shop: ReplenishedShop) -> None:
+    """Lanes go from one process to two, back to one that is left, and on to one that begins anew."""
+    names = [f"item{n}" for n in range(6)]
+
+    def day(n: int) -> None:
+        at = MONDAY_MS + n * DAY_MS
+        shop.send(shop.reports, [(name, stock(name, at - 3_600_000, 0.0)) for name in names])
+        shop.send(shop.forecasts, [(f"{name}|1d", forecast(name, at, 10.0, revision=n + 1)) for name in names])
+
+    def wait_for_orders(days: int) -> None:
+        deadline = time.monotonic() + 60
+        while not shop.has_orders_topic() or len({order.replenishment_id for order in shop.sent()}) < 6 * days:
+            assert time.monotonic() < deadline, f"orders of day {days} are missing"
+            time.sleep(0.05)
+
+    members = [shop.start()]
+    try:
+        day(0)
+        wait_for_orders(1)
+        members.append(shop.start())
+        for n in (1, 2):  # while lanes are handed over, and when they may have been
+            day(n)
+            wait_for_orders(n + 1)
+        members[0].kill()
+        day(3)
+        wait_for_orders(4)
+        members.append(shop.start())
+        members[1].terminate()
+        day(4)
+        wait_for_orders(5)
+    finally:
+        for member in members:
+            member.kill()
+            member.communicate()
+    sent = shop.sent()
+    assert {(order.item_id, order.review_time) for order in sent} == {
+        (name, MONDAY_MS + n * DAY_MS) for name in names for n in range(5)
+    }
+    # A process that was frozen while it lost its lanes might send one again, with the same id; none was here.
+    assert len(sent) == len({order.replenishment_id for order in sent}) == 30
 
 
 def test_categories_are_read_where_a_policy_is_of_one(shop: ReplenishedShop) -> None:
