@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from feature_store.alert_state import Untold, pack_alerts
 from feature_store.layout import Keys, pack_hash
 from feature_store.redis_calls import RedisCalls, flat
 from feature_store.score_state import (
@@ -34,6 +36,17 @@ class AccuracyRead(NamedTuple):
     sent: dict[str, str]
 
 
+class Gone(NamedTuple):
+    """Rows, and windows or other notes, that are dropped."""
+
+    rows: Collection[RowName] = ()
+    windows: Collection[str] = ()
+
+
+NOTHING_GONE = Gone()
+NOTHING_UNTOLD: Mapping[str, Untold] = MappingProxyType({})
+
+
 class AccuracyStore:
     """Waits for Redis while it is away, as FeatureStore does."""
 
@@ -47,9 +60,14 @@ class AccuracyStore:
         return AccuracyRead(await self._rows(keys, freq), {name: text.decode() for name, text in sent.items()})
 
     async def note_sent(
-        self, claim: Claim, freq: str, sent: Mapping[str, str], gone: Collection[RowName], gone_windows: Collection[str]
+        self,
+        claim: Claim,
+        freq: str,
+        sent: Mapping[str, str],
+        gone: Gone = NOTHING_GONE,
+        untold: Mapping[str, Untold] = NOTHING_UNTOLD,
     ) -> None:
-        """Note what was published, and drop rows and windows of days long past.
+        """Note what was published and what alerts are about to be sent, and drop rows and windows of days long past.
 
         Raises:
             FencedError, BehindError: nothing was written; see the classes.
@@ -60,10 +78,11 @@ class AccuracyStore:
             "incarnation": claim.incarnation,
             "freq": freq,
             "sent": pack_hash(sent),
-            "gone": [pack_row_name(name) for name in gone],
-            "gone_windows": list(gone_windows),
+            "gone": [pack_row_name(name) for name in gone.rows],
+            "gone_windows": list(gone.windows),
+            "untold": pack_hash({name: pack_alerts(one) for name, one in untold.items()}),
         }
-        names = [keys.meta, keys.accuracy(freq), keys.accuracy_sent(freq)]
+        names = [keys.meta, keys.accuracy(freq), keys.accuracy_sent(freq), keys.untold]
         reply = await self._write("accuracy_sent", claim, names, arguments)
         raise_if_not_owner(reply[0], claim)
 

@@ -74,12 +74,25 @@ class AlertLevels(msgspec.Struct, array_like=True, frozen=True):
     sums: list[int]
 
 
+class Untold(msgspec.Struct, array_like=True, frozen=True):
+    """An alert's message on its way: its state stands, so whoever has the lane next sends it, unless it is known that
+    Kafka has it.
+
+    topic, key, value: of the message.
+    """
+
+    topic: str
+    key: str
+    value: str
+
+
 _encode = msgspec.json.Encoder().encode
 _decode_item = msgspec.json.Decoder(ItemAlerts).decode
+_decode_untold = msgspec.json.Decoder(Untold).decode
 _decode_levels = msgspec.json.Decoder(AlertLevels).decode
 
 
-def pack_alerts(state: ItemAlerts | AlertLevels) -> str:
+def pack_alerts(state: ItemAlerts | AlertLevels | Untold) -> str:
     """A state as text."""
     return _encode(state).decode()
 
@@ -92,3 +105,8 @@ def unpack_item_alerts(value: bytes | str) -> ItemAlerts:
 def unpack_alert_levels(value: bytes | str) -> AlertLevels:
     """The reverse of pack_alerts."""
     return _decode_levels(value)
+
+
+def unpack_untold(value: bytes | str) -> Untold:
+    """The reverse of pack_alerts."""
+    return _decode_untold(value)

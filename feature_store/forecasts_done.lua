@@ -10,7 +10,8 @@
 -- KEYS[8]  {ns:p}:INC:accuracy:FREQ   read and written
 -- KEYS[9]  {ns:p}:INC:alerts:FREQ     written
 -- KEYS[10] {ns:p}:INC:alert_levels:FREQ read and written
--- KEYS[11] {ns:p}:INC:changed         written, when ARGV[2] says that it is given: while the partition is being copied
+-- KEYS[11] {ns:p}:INC:untold          written
+-- KEYS[12] {ns:p}:INC:changed         written, when ARGV[2] says that it is given: while the partition is being copied
 --          (copy.lua), f, the frequency, a space and the item whose forecast or mark has changed; l, the frequency, a
 --          space and the time zone whose segments have; r, the frequency, a space and the row of accuracy that has;
 --          v, the frequency, a space and the name of the levels that have
@@ -21,6 +22,7 @@
 --          learnt {time zone, JSON of SegmentLevels, …}: counts and ranks are added to those of the same bucket, take
 --          the place of an earlier one's, and are dropped when a later one has begun
 --          levels {name, JSON of AlertLevels, …}: the same of their sums
+--          untold {alert's name, message, …}: kept until Kafka has them
 --          sums {row, JSON of [[step, number …] …], …}: added to what stands in the row, step by step
 -- Returns  {'OK'} | {'OK', '', 1}: the partition is being copied | {'FENCED'} | {'BEHIND'}
 --          {'HELD'}: try again in a moment | {'COPIED'}: try again, with the last key
@@ -79,6 +81,7 @@ local function add(key, named)
     end
   end
 end
+for i = 1, #a.untold, 2 do redis.call('HSET', KEYS[11], a.untold[i], a.untold[i + 1]) end
 add(KEYS[5], a.learnt)
 add(KEYS[10], a.levels)
 -- Doubles are exact up to 2^53, where a sum stops; cjson would write 14 digits of it.
@@ -102,9 +105,9 @@ for i = 1, is_again and 0 or #a.sums, 2 do
   redis.call('HSET', KEYS[8], a.sums[i], '[' .. table.concat(texts, ',') .. ']')
 end
 if not is_copied then return {'OK'} end
-for _, d in ipairs(a.done) do redis.call('SADD', KEYS[11], 'f' .. a.freq .. ' ' .. d[1]) end
-for i = 1, #a.learnt, 2 do redis.call('SADD', KEYS[11], 'l' .. a.freq .. ' ' .. a.learnt[i]) end
-for i = 1, #a.levels, 2 do redis.call('SADD', KEYS[11], 'v' .. a.freq .. ' ' .. a.levels[i]) end
-for i = 1, #a.sums, 2 do redis.call('SADD', KEYS[11], 'r' .. a.freq .. ' ' .. a.sums[i]) end
-redis.call('PEXPIREAT', KEYS[11], stored[3])
+for _, d in ipairs(a.done) do redis.call('SADD', KEYS[12], 'f' .. a.freq .. ' ' .. d[1]) end
+for i = 1, #a.learnt, 2 do redis.call('SADD', KEYS[12], 'l' .. a.freq .. ' ' .. a.learnt[i]) end
+for i = 1, #a.levels, 2 do redis.call('SADD', KEYS[12], 'v' .. a.freq .. ' ' .. a.levels[i]) end
+for i = 1, #a.sums, 2 do redis.call('SADD', KEYS[12], 'r' .. a.freq .. ' ' .. a.sums[i]) end
+redis.call('PEXPIREAT', KEYS[12], stored[3])
 return {'OK', '', 1}

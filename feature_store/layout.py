@@ -21,6 +21,7 @@ of the old one are never added to. Everything reads well in redis-cli:
     {ns:p}:INC:challenge:FREQ          hash   item_id -> score_state.ItemChallenge
     {ns:p}:INC:alerts:FREQ             hash   item_id -> alert_state.ItemAlerts
     {ns:p}:INC:alert_levels:FREQ       hash   "items" -> alert_state.AlertLevels
+    {ns:p}:INC:untold                  hash   "ALERT_ID SEQUENCE" -> alert_state.Untold: on its way to Kafka
     {ns:p}:INC:accuracy:FREQ           hash   "DAY VERSION SEGMENT" -> JSON [[step, sums …], …]; see score_state
     {ns:p}:INC:accuracy_sent:FREQ      hash   window -> what of it was published last; see accuracy_store.py
     {ns:p}:INC:sums:SERIES             hash   chunks of bucket sums; see chunks.py. SERIES is the item_id of
@@ -167,6 +168,11 @@ class Keys:
     def alert_levels(self, freq: str) -> str:
         """How much evidence opens an alert."""
         return f"{self._prefix}:alert_levels:{freq}"
+
+    @property
+    def untold(self) -> str:
+        """Alerts whose state stands, and of which nobody has noted that Kafka has them."""
+        return f"{self._prefix}:untold"
 
     def accuracy(self, freq: str) -> str:
         """Sums of scores by day, model version and segment."""

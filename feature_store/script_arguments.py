@@ -50,7 +50,7 @@ def forecasts_done_keys(keys: Keys, freq: str) -> list[str]:
     """Of forecasts_done.lua, but for the last one."""
     names = [keys.meta, keys.dirty(freq), keys.forecasts(freq), keys.calibration(freq), keys.segments(freq)]
     names += [keys.scores(freq), keys.challenge(freq), keys.accuracy(freq)]
-    return [*names, keys.alerts(freq), keys.alert_levels(freq)]
+    return [*names, keys.alerts(freq), keys.alert_levels(freq), keys.untold]
 
 
 def forecasts_done_arguments(claim: Claim, freq: str, done: Sequence[Done], additions: Additions) -> dict[str, Any]:
@@ -86,5 +86,6 @@ def _done_arguments(claim: Claim, freq: str, entries: Sequence[Sequence[str]], a
         "done": entries,
         "learnt": pack_hash({zone: pack_state(levels) for zone, levels in additions.learnt.items()}),
         "levels": pack_hash({name: pack_alerts(levels) for name, levels in additions.levels.items()}),
+        "untold": pack_hash({name: pack_alerts(one) for name, one in additions.untold.items()}),
         "sums": pack_hash({pack_row_name(row): pack_sums_by_step(sums) for row, sums in additions.scored.items()}),
     }

@@ -10,22 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from feature_store.accuracy_store import AccuracyStore
-from feature_store.chunks import (
-    chunk_fields,
-    pack_sums,
-    unpack_hash,
-)
+from feature_store.alert_state import unpack_untold
+from feature_store.backfill_marks import BackfillMarks
+from feature_store.chunks import chunk_fields, pack_sums, unpack_hash
 from feature_store.events import item_id_of
 from feature_store.features import SOURCES
 from feature_store.fitness import (
     CLUSTER_NODE,
-    backfill_refusal,
     layout_refusal,
     partition_findings,
     partitions_refusal,
@@ -205,6 +202,7 @@ class FeatureStore:
             claim.items[item_id] = unpack_item(item_id, raw)
         for product_id, raw in (await self._hash(keys.products)).items():
             claim.products[product_id] = unpack_product(raw)
+        claim.untold = {name: unpack_untold(raw) for name, raw in (await self._hash(keys.untold)).items()}
         names = {item_id: item_id for item_id in claim.items}  # one string for each item, however often it stands
         for freq in self._forecast_freqs:
             marks, forecasts = await self._hash(keys.dirty(freq)), await self._hash(keys.forecasts(freq))
@@ -316,6 +314,13 @@ class FeatureStore:
         reply = await self._write("forecasts_done", claim, names, arguments)
         raise_if_not_owner(reply[0], claim)
 
+    async def told(self, claim: Claim, names: Collection[str]) -> None:
+        """Forget alerts that Kafka has. Whoever holds the partition now may have sent them too: no harm is done."""
+        key, redis = self._keys(claim).untold, self._calls.redis
+        await self._calls.when_back(lambda: redis.hdel(key, *names))
+        for name in names:
+            claim.untold.pop(name, None)
+
     async def _write(self, script: str, claim: Claim, names: Sequence[str], arguments: Mapping[str, Any]) -> Any:
         """Run a script that writes. While a snapshot of the partition is made, have it note what it writes, and wait
         for the moment in which the partition stands still."""
@@ -331,32 +336,6 @@ class FeatureStore:
             else:
                 claim.is_copied = len(reply) > len(("OK", "sequence")) and reply[0] == b"OK"
                 return reply
-
-    async def begin_backfill(self, claim: Claim, table: BackfillTable) -> bool:
-        """Mark that the partition's features are being filled from a table. False when that was done before, to its
-        end; begun again after a kill it is gone on with.
-
-        Raises:
-            StoreRefusedError: filled from another table of the source before, or live events were counted already.
-            FencedError, BehindError: see the classes.
-        """
-        reply = await self._mark_backfill("begin", claim, table)
-        if reply[0] in (b"OTHER", b"LIVE"):
-            raise StoreRefusedError(backfill_refusal(reply[0], claim.partition, table))
-        if reply[0] != b"DONE" and table.before_ms is not None:
-            claim.before[table.source] = table.before_ms
-        return bool(reply[0] != b"DONE")
-
-    async def end_backfill(self, claim: Claim, table: BackfillTable) -> None:
-        """Mark that all rows of the table are in the features."""
-        await self._mark_backfill("end", claim, table)
-
-    async def _mark_backfill(self, verb: str, claim: Claim, table: BackfillTable) -> Any:
-        before = "" if table.before_ms is None else table.before_ms
-        arguments = [verb, claim.owner, claim.incarnation, table.source, table.digest, before, table.live_topic]
-        reply = await self._calls.run("backfill", [self._keys(claim).meta], arguments)
-        raise_if_not_owner(reply[0], claim)
-        return reply
 
     async def look_up(self, partition: int, product_id: str, location_id: str) -> Found | None:
         """What stands under an item or a series, without claiming its partition; None when nothing does."""
@@ -374,6 +353,10 @@ class FeatureStore:
             summary = await redis.hget(keys.forecasts(freq), item_id)
             found.forecasts[freq] = unpack_summary(summary) if summary else None
         return found
+
+    def backfill_marks(self) -> BackfillMarks:
+        """Which tables features were filled from."""
+        return BackfillMarks(self._calls, self._namespace)
 
     def accuracy(self) -> AccuracyStore:
         """Sums of scores, and what was published of them."""

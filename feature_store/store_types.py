@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_store.alert_state import AlertLevels, ItemAlerts
+from feature_store.alert_state import AlertLevels, ItemAlerts, Untold
 from feature_store.calibration_state import ItemCalibration, SegmentLevels
 from feature_store.features import BucketRows, Deltas
 from feature_store.items import Item, ProductState
@@ -30,8 +30,9 @@ class Claim:
     """A partition held: the token that proves it, and all that a lane keeps in memory of Redis.
 
     `generations` are those whose ids of events stand, by source. `before` is the event time, by source, up to which
-    events were counted from a table. `is_copied`: a snapshot is being made, as the last write was told. The store keeps
-    the first and the last up to date, all else is the lane's to keep.
+    events were counted from a table. `untold` are alerts, by name, that a former owner may not have sent. `is_copied`:
+    a snapshot is being made, as the last write was told. The store keeps `generations`, `untold` and `is_copied` up to
+    date, all else is the lane's to keep.
     """
 
     partition: int
@@ -45,6 +46,7 @@ class Claim:
     heads: dict[str, dict[str, Heads]] = field(default_factory=dict)
     generations: dict[str, set[int]] = field(default_factory=dict)
     before: dict[str, int] = field(default_factory=dict)
+    untold: dict[str, Untold] = field(default_factory=dict)
     is_copied: bool = False
 
 
@@ -119,11 +121,12 @@ class Done(NamedTuple):
 
 class Additions(NamedTuple):
     """What forecasts add to the sums of their partition and frequency: learnt by time zone, scored by row,
-    levels by name."""
+    levels by name. untold: alerts to be sent once all this stands, by name."""
 
     learnt: Mapping[str, SegmentLevels] = MappingProxyType({})
     scored: Mapping[RowName, SumsByStep] = MappingProxyType({})
     levels: Mapping[str, AlertLevels] = MappingProxyType({})
+    untold: Mapping[str, Untold] = MappingProxyType({})
 
 
 NO_ADDITIONS = Additions()

@@ -110,7 +110,7 @@ PAIRS = {
     "accuracy_messages": {"scoring"},
     "accuracy_windows": {"accuracy_messages", "scoring"},
     "accuracy_reports": {
-        *("accuracy_messages", "accuracy_windows", "aside", "drift", "input_drift", "input_sums", "scoring"),
+        *("accuracy_messages", "accuracy_windows", "alert_sending", "aside", "drift", "input_drift", "input_sums", "scoring"),
     },
     "drift": {"accuracy_messages", "cusum", "scoring"},
     "input_drift": {"cusum", "drift", "input_sums"},
@@ -123,7 +123,16 @@ PAIRS = {
         *("accuracy_reports", "alert_levels", "alert_table", "challenger", "forecast_messages", "lane_state"),
         *("scoring", "transport"),
     },
-    "scheduler": {"alert_messages", "aside", "calibration", "challenger", "forecast_messages", "scoring", "sold"},
+    "scheduler": {
+        "alert_messages",
+        "alert_sending",
+        "aside",
+        "calibration",
+        "challenger",
+        "forecast_messages",
+        "scoring",
+        "sold",
+    },
     "transport": {"record_fetcher"},
     "dead_letters": {"topic_reading"},
     "mending": {"dead_letters", "topic_reading"},
@@ -293,7 +302,7 @@ def test_the_command_loads_no_library_before_it_knows_which_it_needs() -> None:
 def test_features_are_computed_without_redis() -> None:
     modules = {path.stem for path in (ROOT / "feature_store").glob("*.py")} - {
         *("__init__", "fitness", "redis_calls", "redis_cluster", "store"),
-        *("accuracy_store", "model_choices", "partition_copy", "partition_restore", "snapshots"),
+        *("accuracy_store", "backfill_marks", "model_choices", "partition_copy", "partition_restore", "snapshots"),
     }
     loaded = loaded_by("import " + ", ".join(f"feature_store.{module}" for module in sorted(modules)))
     assert loaded.isdisjoint({"redis", "faust", "aiokafka", "torch"})

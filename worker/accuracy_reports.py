@@ -2,24 +2,24 @@
 
 Due at every `interval_ms` of event time, the same live and in a replay: there a lane's sums stand still at a tick, so
 the messages of a replay depend on neither its speed nor on kills. A worker that is killed between sending and noting
-what it has sent leaves it to the next one to send the same again.
+what it has sent leaves it to the next one to send the same again; of alerts, between noting and sending.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
-import msgspec
-
-from feature_store.accuracy_store import AccuracyRead
-from feature_store.score_state import SCORE_SUMS, RowName
+from feature_store.accuracy_store import AccuracyRead, Gone
+from feature_store.alert_state import Untold
+from feature_store.score_state import SCORE_SUMS
 from feature_store.store import BehindError, Claim, FencedError
 from worker import metrics
 from worker.accuracy_messages import Origin, Window, accuracy_message
 from worker.accuracy_windows import ROLLING_DAYS, Rows, report, windows_of
+from worker.alert_sending import untold_of
 from worker.aside import Message
 from worker.drift import DriftNews, drift_news, drifts, is_note
 from worker.input_drift import input_drifts
@@ -39,6 +39,8 @@ class Lane(Protocol):
 
     def clock_ms(self) -> int: ...
     async def send(self, topic: str, messages: Sequence[Message]) -> None: ...
+    async def tell(self, untold: Mapping[str, Untold]) -> None: ...
+    async def tell_untold(self) -> None: ...
 
 
 class Sums(Protocol):
@@ -46,7 +48,7 @@ class Sums(Protocol):
 
     async def read(self, claim: Claim, freq: str) -> AccuracyRead: ...
     async def note_sent(
-        self, claim: Claim, freq: str, sent: Mapping[str, str], gone: Collection[RowName], gone_windows: Collection[str]
+        self, claim: Claim, freq: str, sent: Mapping[str, str], gone: Gone, untold: Mapping[str, Untold]
     ) -> None: ...
 
 
@@ -79,6 +81,7 @@ class AccuracyReporter:
         Raises:
             FencedError, BehindError: the lane has another owner; what was sent may be sent again by it.
         """
+        await lane.tell_untold()
         last = self._last.setdefault(lane, {})
         for freq in self._rules.correction_days:
             now_ms = lane.clock_ms()
@@ -88,7 +91,7 @@ class AccuracyReporter:
                 last[freq] = interval
 
     async def _report(self, lane: Lane, freq: str, now_ms: int) -> None:
-        """1. Look at the sums. 2. Send what has changed. 3. Note that it was sent."""
+        """1. Look at the sums. 2. Send what has changed. 3. Note that it was sent. 4. Send alerts: they are noted."""
         rows, sent = await self._sums.read(lane.claim, freq)  # 1
         windows = {name: note for name, note in sent.items() if name != _AT and not is_note(name)}
         self._show(lane.partition, freq, rows)
@@ -101,22 +104,20 @@ class AccuracyReporter:
             for due in reported.due
         ]
         await lane.send(self._rules.topic, [Message(key.encode(), value) for key, value in messages])  # 2
-        drifted = await self._alert(lane, rows, {name: note for name, note in sent.items() if is_note(name)}, origin)
+        drifted = self._drifted(rows, {name: note for name, note in sent.items() if is_note(name)}, origin)
         notes = {due.name: due.note for due in reported.due} | drifted.notes | {_AT: str(now_ms)}
-        gone_notes = [*reported.gone_windows, *drifted.gone]
-        await self._sums.note_sent(lane.claim, freq, notes, reported.gone, gone_notes)  # 3
+        gone = Gone(reported.gone, [*reported.gone_windows, *drifted.gone])
+        untold = untold_of(self._rules.topic_alerts, drifted.messages)
+        await self._sums.note_sent(lane.claim, freq, notes, gone, untold)  # 3
+        await lane.tell(untold)  # 4
+        for _, alert in drifted.messages:
+            metrics.ALERTS.labels(alert.kind, alert.episode_state, alert.severity).inc()
 
-    async def _alert(self, lane: Lane, rows: Rows, noted: Mapping[str, str], origin: Origin) -> DriftNews:
-        """Send what is to be said of drift; the caller notes it."""
+    def _drifted(self, rows: Rows, noted: Mapping[str, str], origin: Origin) -> DriftNews:
+        """What is to be said of drift."""
         if not self._rules.topic_alerts:
             return DriftNews([], {}, [])
-        news = drift_news([*drifts(_scores(rows)), *input_drifts(rows)], noted, origin)
-        if news.messages:
-            alerts = [Message(key.encode(), msgspec.json.encode(alert)) for key, alert in news.messages]
-            await lane.send(self._rules.topic_alerts, alerts)
-        for _, alert in news.messages:
-            metrics.ALERTS.labels(alert.kind, alert.episode_state, alert.severity).inc()
-        return news
+        return drift_news([*drifts(_scores(rows)), *input_drifts(rows)], noted, origin)
 
     def _show(self, partition: int, freq: str, rows: Rows) -> None:
         scores = _scores(rows)

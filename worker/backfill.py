@@ -135,7 +135,7 @@ class Backfill:
         claims = {p: await self._store.claim(p) for p in range(self._settings.partition_count)}
         left: dict[int, list[PastEvents]] = {}
         for p, claim in claims.items():  # 1
-            left[p] = [t for t in self._tables if await self._store.begin_backfill(claim, self._mark(t))]
+            left[p] = [t for t in self._tables if await self._store.backfill_marks().begin(claim, self._mark(t))]
         try:
             for p, claim in claims.items():
                 await self._fill(claim, left[p])  # 2
@@ -146,7 +146,7 @@ class Backfill:
             ) from error
         for p, claim in claims.items():  # 3
             for table in left[p]:
-                await self._store.end_backfill(claim, self._mark(table))
+                await self._store.backfill_marks().end(claim, self._mark(table))
         click.echo("all rows are in the features" if any(left.values()) else "all rows were in the features before")
 
     def _refuse_absent_partitions(self) -> None:

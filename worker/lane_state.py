@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_store.alert_state import AlertLevels, ItemAlerts
+from feature_store.alert_state import AlertLevels, ItemAlerts, Untold
 from feature_store.calendar_time import FREQS, bucket_of
 from feature_store.calibration_state import ItemCalibration, SegmentLevels
 from feature_store.decoding import DecodeLimits
@@ -84,6 +84,7 @@ class LaneState:
         self.closed = False
         self._store = store
         self._rules = rules
+        self._telling = asyncio.Lock()
         self._lock = asyncio.Lock()  # held while records are on their way into the features
         self._stale: dict[str, tuple[dict[str, int], list[str]]] = {}
         self._deferred: dict[str, tuple[dict[str, int], list[str]]] = {}
@@ -213,6 +214,22 @@ class LaneState:
         """Send to the lane's own partition; returns when Kafka has acknowledged all."""
         if messages:
             await self._rules.send(topic, self.partition, messages)
+
+    async def tell(self, untold: Mapping[str, Untold]) -> None:
+        """Send alerts whose state stands, and note that Kafka has them. Whoever is killed between the two is followed
+        by one that sends them again."""
+        by_topic: dict[str, list[Message]] = {}
+        for one in untold.values():
+            by_topic.setdefault(one.topic, []).append(Message(one.key.encode(), one.value.encode()))
+        for topic, messages in by_topic.items():
+            await self.send(topic, messages)
+        if untold:
+            await self._store.told(self.claim, list(untold))
+
+    async def tell_untold(self) -> None:
+        """Send the alerts that the lane's last owner may not have sent, before anything else is said of them."""
+        async with self._telling:
+            await self.tell(dict(self.claim.untold))
 
     async def send_forecasts(self, topic: str, freq: str, messages: Sequence[tuple[str, bytes | None]]) -> None:
         """Send forecasts (item_id, message or None for a tombstone); returns when Kafka has acknowledged all."""

@@ -8,19 +8,20 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from itertools import islice, zip_longest
 from typing import NamedTuple, Protocol
 
-import msgspec
 import numpy as np
 
+from feature_store.alert_state import Untold
 from feature_store.store import NO_ADDITIONS, Additions, BehindError, Claim, Done, FencedError, Heads
 from forecaster.baselines import empirical_forecast
 from forecaster.contract import ROWS_PER_PASS
 from forecaster.inputs import ModelInputs, ModelOutputs, Subject, build_inputs
 from worker import metrics
 from worker.alert_messages import closed_alerts
+from worker.alert_sending import untold_of
 from worker.aside import Message
 from worker.calibration import outcomes_of
 from worker.challenger import Shadowed
@@ -52,6 +53,8 @@ class Lane(Protocol):
     async def read(self, freq: str, stored: str, buckets: int, item_ids: Sequence[str]) -> LaneRead: ...
     async def send_forecasts(self, topic: str, freq: str, messages: Sequence[tuple[str, bytes | None]]) -> None: ...
     async def send(self, topic: str, messages: Sequence[Message]) -> None: ...
+    async def tell(self, untold: Mapping[str, Untold]) -> None: ...
+    async def tell_untold(self) -> None: ...
     async def forecasts_done(self, freq: str, done: Sequence[Done], additions: Additions = NO_ADDITIONS) -> None: ...
     def note_done(self, freq: str, done: Sequence[tuple[str, int | None, Heads | None]]) -> None: ...
 
@@ -172,7 +175,8 @@ class Scheduler:
 
         1. One request to the model; without an answer a baseline takes its place. Calibrate.
         2. Send, and wait until Kafka has acknowledged.
-        3. Store what was sent; clear the marks of items that nothing has touched since.
+        3. Store what was sent; clear the marks of items that nothing has touched since. Then send alerts, which stand
+           there: whoever is killed before that is followed by one that sends them.
         4. Let a challenger know.
         """
         joined = ModelInputs(*(np.concatenate(parts) for parts in zip(*(one.inputs for one in prepared), strict=True)))
@@ -192,6 +196,7 @@ class Scheduler:
 
     async def _withdraw_or_read(self, lane: Lane, freq: str, item_ids: Sequence[str]) -> tuple[Lane, LaneRead | None]:
         try:
+            await lane.tell_untold()
             stored, buckets = self._rules.stored_freq[freq], self._rules.stored_buckets[freq]
             read = await lane.read(freq, stored, buckets, item_ids)
             gone = [i for i, item_id in enumerate(item_ids) if lane.is_delisted(item_id)]
@@ -210,12 +215,18 @@ class Scheduler:
         item_ids = [read.subjects[i][0].item_id for i in gone]
         sent_before = [item_id for i, item_id in zip(gone, item_ids, strict=True) if read.revisions[i] > 0]
         await lane.send_forecasts(self._rules.topic, freq, [(item_id, None) for item_id in sent_before])
-        if freq in self._rules.alert_rules:
-            alerts = closed_alerts(freq, read, gone, self._rules.calendar)
-            await lane.send(self._rules.topic_alerts, _as_messages(alerts))
-        await lane.forecasts_done(
-            freq, [Done(item_id, read.marks[i], None) for i, item_id in zip(gone, item_ids, strict=True)]
-        )
+        is_judged = freq in self._rules.alert_rules
+        alerts = closed_alerts(freq, read, gone, self._rules.calendar) if is_judged else []
+        untold = untold_of(self._rules.topic_alerts, alerts)
+        done = [Done(item_id, read.marks[i], None) for i, item_id in zip(gone, item_ids, strict=True)]
+        await lane.forecasts_done(freq, done, Additions(untold=untold))
+        await self._tell(lane, untold, [alert for _, alert in alerts])
+
+    async def _tell(self, lane: Lane, untold: Mapping[str, Untold], alerts: Sequence[Alert]) -> None:
+        """Send alerts whose state stands by now."""
+        await lane.tell(untold)
+        for alert in alerts:
+            metrics.ALERTS.labels(alert.kind, alert.episode_state, alert.severity).inc()
 
     def _inputs(self, freq: str, read: LaneRead) -> ModelInputs:
         subjects = [Subject(item, product) for item, product in read.subjects]
@@ -243,16 +254,15 @@ class Scheduler:
             await asyncio.gather(
                 lane.send_forecasts(self._rules.topic, freq, made.messages),
                 lane.send(self._rules.topic_accuracy, accuracy),
-                lane.send(self._rules.topic_alerts, _as_messages(made.alerts)),
             )
-            await lane.forecasts_done(freq, made.done, made.additions)
+            untold = untold_of(self._rules.topic_alerts, made.alerts)
+            await lane.forecasts_done(freq, made.done, made.additions._replace(untold=untold))
+            await self._tell(lane, untold, [alert for _, alert in made.alerts])
         except (FencedError, BehindError) as error:
             logger.warning("sent forecasts are not stored, the lane's next owner makes them anew: %s", error)
             lane.closed = True
             return
         metrics.FORECASTS.labels(freq, str(degraded).lower()).inc(len(made.messages))
-        for _, alert in made.alerts:
-            metrics.ALERTS.labels(alert.kind, alert.episode_state, alert.severity).inc()
         for learnt in made.additions.learnt.values():
             for place, count in outcomes_of(learnt)._asdict().items():
                 metrics.CALIBRATION_OUTCOMES.labels(freq, place).inc(count)
@@ -264,7 +274,3 @@ class Scheduler:
                 self._degraded[freq, item_id] = lane
             else:
                 self._degraded.pop((freq, item_id), None)
-
-
-def _as_messages(alerts: Sequence[tuple[str, Alert]]) -> list[Message]:
-    return [Message(key.encode(), msgspec.json.encode(alert)) for key, alert in alerts]

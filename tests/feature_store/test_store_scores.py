@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_store.accuracy_store import AccuracyRead, Rows
+from feature_store.accuracy_store import AccuracyRead, Gone, Rows
 from feature_store.items import Item
 from feature_store.score_state import (
     ItemScores,
@@ -89,7 +89,7 @@ async def test_who_was_fenced_adds_nothing_and_a_withdrawn_item_is_forgotten(eac
         with pytest.raises(FencedError):
             await store.forecasts_done(old, "1d", [done("pot", 1)], added(1))
         with pytest.raises(FencedError):
-            await store.accuracy().note_sent(old, "1d", {"w": "1"}, [DAY], [])
+            await store.accuracy().note_sent(old, "1d", {"w": "1"}, Gone([DAY]))
         assert await store.accuracy().peek_item(0, "1d", "mug") == state(1)
         await store.forecasts_done(claim, "1d", [Done("mug", None, None)])
         read = await store.read(claim, "1d", ["mug", "pot"], "1d", [], 0, 0, _WANTED)
@@ -101,8 +101,8 @@ async def test_what_was_published_is_noted_and_what_is_long_past_goes(each_redis
     async with open_store(each_redis_url, fresh_namespace()) as store:
         claim, accuracy = await store.claim(0), store.accuracy()
         await store.forecasts_done(claim, "1d", [done("mug", 1)], Additions(scored={DAY: {1: [1]}, MUGS: {1: [1]}}))
-        await accuracy.note_sent(claim, "1d", {"w": "1 a", "v": "2 b"}, [], [])
-        await accuracy.note_sent(claim, "1d", {"w": "2 c"}, [MUGS], ["v"])
+        await accuracy.note_sent(claim, "1d", {"w": "1 a", "v": "2 b"})
+        await accuracy.note_sent(claim, "1d", {"w": "2 c"}, Gone([MUGS], ["v"]))
         assert await accuracy.read(claim, "1d") == AccuracyRead({DAY: {1: [1]}}, {"w": "2 c"})
 
 
@@ -114,7 +114,7 @@ async def test_a_snapshot_keeps_all_of_it(each_redis_url: str, tmp_path: Path) -
             claim, name = await store.claim(p), f"mug{p}"
             await apply(store, claim, batch(claim, {ORDERS: 1}, items={name: Item(name, name, "", 1, 2)}, dirty=[name]))
             await store.forecasts_done(claim, "1d", [done(name, 1)], added(10**p))
-            await store.accuracy().note_sent(claim, "1d", {"w": str(p)}, [], [])
+            await store.accuracy().note_sent(claim, "1d", {"w": str(p)})
             assert await save_partition(store, writer, p) is not None
         writer.close(About(source, store.partition_count, store.forecast_freqs, {}, chosen=False))
         await load_snapshot(other, tmp_path / "snapshot", RestoreRules(partition_of=lambda _: 0))

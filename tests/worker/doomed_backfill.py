@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from feature_store.store import FeatureStore
+from feature_store.backfill_marks import BackfillMarks
 from tests.chaos import seams
 from worker.backfill import command
 
@@ -24,8 +24,8 @@ def run_in_child(arguments: Sequence[str], trap: seams.Trap) -> int:
     if pid == 0:
         try:
             seams.arm_store(trap)
-            for name in ("begin_backfill", "end_backfill"):
-                seams._wrap(FeatureStore, name, trap, lambda *_: "mark")
+            for name in ("begin", "end"):
+                seams._wrap(BackfillMarks, name, trap, lambda *_: "mark")
             os.dup2(2, 1)  # standard output is for how the runs end
             command(list(arguments), standalone_mode=False)
         except BaseException as error:

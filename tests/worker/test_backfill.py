@@ -191,7 +191,7 @@ async def test_no_worker_starts_on_features_that_are_half_filled(redis_url: str,
     table = _past_events(settings, files, JOIN)
     store = FeatureStore(**settings.store_options())
     filling = Backfill(settings, store, [table], Aside())
-    await store.begin_backfill(await store.claim(1), filling._mark(table))
+    await store.backfill_marks().begin(await store.claim(1), filling._mark(table))
     (finding,) = await store.check_server()
     assert "partition 1 is being filled from a table of orders" in finding
     await filling.run()
