@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -75,6 +75,7 @@ from feature_store.store_types import (
     Remembered,
     SeriesRead,
 )
+from feature_store.stream_store import StreamStore
 
 __all__ = [
     "NO_ADDITIONS",
@@ -314,13 +315,6 @@ class FeatureStore:
         reply = await self._write("forecasts_done", claim, names, arguments)
         raise_if_not_owner(reply[0], claim)
 
-    async def told(self, claim: Claim, names: Collection[str]) -> None:
-        """Forget alerts that Kafka has. Whoever holds the partition now may have sent them too: no harm is done."""
-        key, redis = self._keys(claim).untold, self._calls.redis
-        await self._calls.when_back(lambda: redis.hdel(key, *names))
-        for name in names:
-            claim.untold.pop(name, None)
-
     async def _write(self, script: str, claim: Claim, names: Sequence[str], arguments: Mapping[str, Any]) -> Any:
         """Run a script that writes. While a snapshot of the partition is made, have it note what it writes, and wait
         for the moment in which the partition stands still."""
@@ -365,6 +359,10 @@ class FeatureStore:
     def choices(self) -> ModelChoices:
         """Versions of models that workers are to use."""
         return ModelChoices(self._calls, self._namespace)
+
+    def streams(self) -> StreamStore:
+        """What is known of whole streams, and the alerts that are on their way."""
+        return StreamStore(self._calls, self._namespace, self._write)
 
     async def copy_partition(self, partition: int) -> PartitionCopy | None:
         """The partition as it stands at one moment, while its lane goes on; None when nothing does. See PartitionCopier

@@ -39,7 +39,7 @@ TORCH_SIDE = (
     "forecaster/tune.py",
 )
 HOMES = {
-    "faust": ("worker/app.py", "worker/transport.py"),
+    "faust": ("worker/app.py", "worker/faust_app.py", "worker/transport.py"),
     "mode": ("worker/app.py", "worker/transport.py"),
     "aiokafka": ("worker/app.py", "worker/transport.py"),
     "redis": ("feature_store/redis_calls.py", "feature_store/redis_cluster.py"),
@@ -110,7 +110,16 @@ PAIRS = {
     "accuracy_messages": {"scoring"},
     "accuracy_windows": {"accuracy_messages", "scoring"},
     "accuracy_reports": {
-        *("accuracy_messages", "accuracy_windows", "alert_sending", "aside", "drift", "input_drift", "input_sums", "scoring"),
+        *(
+            "accuracy_messages",
+            "accuracy_windows",
+            "alert_sending",
+            "aside",
+            "drift",
+            "input_drift",
+            "input_sums",
+            "scoring",
+        ),
     },
     "drift": {"accuracy_messages", "cusum", "scoring"},
     "input_drift": {"cusum", "drift", "input_sums"},
@@ -121,8 +130,9 @@ PAIRS = {
     "scored_forecasts": {"accuracy_messages", "input_sums", "scoring", "sold"},
     "rules": {
         *("accuracy_reports", "alert_levels", "alert_table", "challenger", "forecast_messages", "lane_state"),
-        *("scoring", "transport"),
+        *("scoring", "silence", "silence_watch", "transport"),
     },
+    "silence_watch": {"alert_sending", "silence"},
     "scheduler": {
         "alert_messages",
         "alert_sending",
@@ -161,6 +171,7 @@ ROOTS = {
     "demo",
     "dlq",
     "export",
+    "faust_app",
     "features_export",
     "forecast",
     "model",
@@ -290,7 +301,7 @@ def loaded_by(statement: str) -> set[str]:
 
 
 def test_a_worker_loads_no_torch() -> None:
-    loaded = loaded_by("import worker.app, worker.check, worker.show, worker.run, worker.cli")
+    loaded = loaded_by("import worker.faust_app, worker.check, worker.show, worker.run, worker.cli")
     assert {"faust", "redis", "tritonclient"} <= loaded
     assert loaded.isdisjoint({"torch", "transformers", "safetensors", "pyarrow"})
 
@@ -302,7 +313,15 @@ def test_the_command_loads_no_library_before_it_knows_which_it_needs() -> None:
 def test_features_are_computed_without_redis() -> None:
     modules = {path.stem for path in (ROOT / "feature_store").glob("*.py")} - {
         *("__init__", "fitness", "redis_calls", "redis_cluster", "store"),
-        *("accuracy_store", "backfill_marks", "model_choices", "partition_copy", "partition_restore", "snapshots"),
+        *(
+            "accuracy_store",
+            "backfill_marks",
+            "model_choices",
+            "partition_copy",
+            "partition_restore",
+            "snapshots",
+            "stream_store",
+        ),
     }
     loaded = loaded_by("import " + ", ".join(f"feature_store.{module}" for module in sorted(modules)))
     assert loaded.isdisjoint({"redis", "faust", "aiokafka", "torch"})

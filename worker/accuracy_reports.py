@@ -16,6 +16,7 @@ from feature_store.accuracy_store import AccuracyRead, Gone
 from feature_store.alert_state import Untold
 from feature_store.score_state import SCORE_SUMS
 from feature_store.store import BehindError, Claim, FencedError
+from feature_store.stream_store import STREAM_NOTE
 from worker import metrics
 from worker.accuracy_messages import Origin, Window, accuracy_message
 from worker.accuracy_windows import ROLLING_DAYS, Rows, report, windows_of
@@ -93,7 +94,11 @@ class AccuracyReporter:
     async def _report(self, lane: Lane, freq: str, now_ms: int) -> None:
         """1. Look at the sums. 2. Send what has changed. 3. Note that it was sent. 4. Send alerts: they are noted."""
         rows, sent = await self._sums.read(lane.claim, freq)  # 1
-        windows = {name: note for name, note in sent.items() if name != _AT and not is_note(name)}
+        windows = {
+            name: note
+            for name, note in sent.items()
+            if name != _AT and not is_note(name) and not name.startswith(STREAM_NOTE)
+        }
         self._show(lane.partition, freq, rows)
         if int(sent.get(_AT, "0")) // self._rules.interval_ms >= now_ms // self._rules.interval_ms:
             return  # by the lane's last owner

@@ -1,4 +1,4 @@
-"""The composition root: wires Faust, lanes, feature store, scheduler and forecast client into a worker.
+"""The composition root: wires lanes, feature store, scheduler and forecast client into a worker.
 
 Agents are thin: each hands the batches of one topic to the lane of their partition. `Worker` owns the lanes and
 everything that lives as long as the process.
@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import gc
 import logging
-import tempfile
+import time
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-import click
 import faust
-from faust.app.base import BootStrategy
 from mode import Service
 
+from feature_store.events import CalendarEntry
+from feature_store.lane_totals import FIRST_LANE
 from feature_store.outage import Outage
 from feature_store.store import FeatureStore, StoreClosedError
 from forecaster.contract import ROWS_PER_PASS
@@ -34,18 +32,15 @@ from worker.global_calendar import GlobalCalendar
 from worker.lane import Lane
 from worker.lane_keeper import LaneKeeper
 from worker.lane_state import LaneRules
-from worker.pages import add_pages
 from worker.record_fetcher import RecordBatch, passing_errors
-from worker.rules import forecast_rules, lane_rules, report_rules
+from worker.rules import forecast_rules, lane_rules, report_rules, watch_rules
 from worker.scheduler import Scheduler
 from worker.settings import Settings
-from worker.topics import ASIDE_BYTES, ensure_topics, kafka_client_config
+from worker.silence_watch import SilenceWatch
+from worker.topics import kafka_client_config
 from worker.transport import (
     RETRIABLE_SEND_ERRORS,
     BatchConsumer,
-    BatchSchema,
-    BatchTransport,
-    credentials,
     send_batch,
 )
 from worker.watchdog import KafkaAside, LastWords, Watchdog
@@ -55,9 +50,9 @@ logger = logging.getLogger(__name__)
 _CALENDAR_S = 60.0
 _RESEND_PAUSE_S = 0.5
 _DRAIN_S = 20.0
-_COLLECT_EVERY = 200_000  # objects
 _SEEK_S = 5.0
 _REPORT_S = 1.0
+_LISTEN_S = 5.0
 _ROUNDS_AT_ONCE = 2  # of each freq: while the model works on one, the other is read, written and sent
 
 
@@ -104,6 +99,8 @@ class Worker(Service):  # type: ignore[misc]
         self._contest = Contest(settings, self._store, self._client, self._send)
         self._scheduler = Scheduler(self._forecast_rules())
         self._reporter = AccuracyReporter(report_rules(settings), self._store.accuracy())
+        watched = watch_rules(settings, self._global_entries)
+        self._silence = SilenceWatch(watched, self._store.streams()) if watched is not None else None
         contested = await self._contest.begin()
         await self._check_model()
         consumer: BatchConsumer = self._app.consumer
@@ -122,6 +119,7 @@ class Worker(Service):  # type: ignore[misc]
             "fetch.wait.max.ms": settings.kafka_fetch_max_wait_ms,
             "fetch.min.bytes": settings.kafka_fetch_min_bytes,
         }
+        self._aside = KafkaAside(kafka_client_config(settings))
         self._watchdog = self._new_watchdog()
         self._watchdog.start()
         self._connected = True
@@ -129,8 +127,7 @@ class Worker(Service):  # type: ignore[misc]
             for freq in settings.forecast_freqs * _ROUNDS_AT_ONCE:
                 self._forecasting.append(asyncio.create_task(self._forecast_forever(freq)))
             self._forecasting.append(asyncio.create_task(self._repeat(_REPORT_S, self._report)))
-            for pause_s, step in contested:
-                self._forecasting.append(asyncio.create_task(self._repeat(pause_s, step)))
+_LISTEN_S = 5.0
 
     def _new_watchdog(self) -> Watchdog:
         loop = asyncio.get_running_loop()
@@ -139,7 +136,7 @@ class Worker(Service):  # type: ignore[misc]
             asyncio.run_coroutine_threadsafe(self._app.crash(error), loop)
 
         return Watchdog(
-            KafkaAside(kafka_client_config(self._settings)),
+            self._aside,
             self._kafka_outage,
             self._positions,
             excused=lambda: self._store.is_away,
@@ -250,6 +247,9 @@ class Worker(Service):  # type: ignore[misc]
         await self._scheduler.drain(lane)
         if not lane.closed:
             await self._reporter.report(lane)
+            if self._silence is not None and lane.partition == FIRST_LANE and lane.arrived is not None:
+                arrived = dict.fromkeys(lane.arrived, lane.clock_ms())
+                await self._silence.look_replayed(lane, lane.clock_ms(), arrived)
 
     async def _repeat(self, every_s: float, step: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -264,6 +264,11 @@ class Worker(Service):  # type: ignore[misc]
 
     async def _report(self) -> None:
         await self._reporter.report_all(self._lanes.lanes)
+
+    async def _listen(self) -> None:
+        if self._silence is not None:
+            now_ms, first = time.time_ns() // 1_000_000, self._lanes.lanes.get(FIRST_LANE)
+            await self._silence.look_live(first, now_ms, self._aside.ends_if_told, self._aside.awaits_record)
 
     async def _infer(self, inputs: ModelInputs) -> ForecastReply:
         return await self._client.forecast(inputs, wait=self._replaying)
@@ -283,11 +288,15 @@ class Worker(Service):  # type: ignore[misc]
         return forecast_rules(
             self._settings,
             live=not self._replaying,
-            global_entries=self._calendar.entries_at if self._replaying else (lambda _: self._calendar.entries()),
+            global_entries=self._global_entries,
             infer=self._infer,
             model_is_away=lambda: self._client.is_away,
             shadow=self._contest.shadow,
         )
+
+    def _global_entries(self, event_time_ms: int) -> Sequence[CalendarEntry]:
+        """The shop's calendar: as it is now, or in a replay as it was."""
+        return self._calendar.entries_at(event_time_ms) if self._replaying else self._calendar.entries()
 
     async def _send(self, topic: str, partition: int, messages: Sequence[Message]) -> None:
         """Send records; returns when Kafka has acknowledged them. While Kafka is away, tries again: a record whose
@@ -299,86 +308,3 @@ class Worker(Service):  # type: ignore[misc]
                 except RETRIABLE_SEND_ERRORS as error:
                     wait(error)
                     await asyncio.sleep(_RESEND_PAUSE_S)
-
-
-def create_app(settings: Settings, data: Path) -> faust.App:
-    """The Faust app of a worker: topics, thin agents, pages; `app.worker_service` is its Worker. `data` is a folder
-    that Faust insists on; nothing of ours is in it."""
-    app = faust.App(
-        settings.namespace,
-        broker="aiokafka://" + settings.kafka_bootstrap_servers,
-        broker_credentials=credentials(settings),
-        broker_session_timeout=settings.kafka_session_timeout_s,
-        broker_heartbeat_interval=settings.kafka_session_timeout_s / 3,
-        broker_commit_interval=1.0,
-        stream_buffer_maxsize=8,  # counts batches
-        stream_wait_empty=False,  # lanes do their own draining
-        producer_acks=-1,
-        producer_max_request_size=ASIDE_BYTES,
-        producer_max_batch_size=1_000_000,  # a forecast is 8 kB: the default would send them two by two
-        producer_linger=0.002,  # seconds: forecasts of one batch leave together
-        topic_disable_leader=True,
-        topic_allow_declare=False,
-        autodiscover=False,
-        datadir=str(data),
-        web_host=settings.web_host,
-        web_bind=settings.web_host,
-        web_port=settings.web_port,
-        web_enabled=True,
-    )
-    app.transport = BatchTransport(app.conf.broker_consumer, app)
-    worker = Worker(app, settings)
-    app.worker_service = worker
-
-    class Boot(BootStrategy):  # type: ignore[misc]
-        def kafka_producer(self) -> list[Any]:
-            """After the producer and before the consumer, so that it stops between them."""
-            return [*super().kafka_producer(), worker]
-
-    app.boot_strategy = Boot(app)
-    app.on_partitions_assigned.connect(worker.on_assigned)
-    for topic in worker.topics:
-        _add_agent(app, topic, worker.on_batch)
-    add_pages(app, worker.is_ready)
-    return app
-
-
-def _add_agent(app: faust.App, topic: str, on_batch: Callable[[RecordBatch], Awaitable[None]]) -> None:
-    async def agent(stream: Any) -> None:
-        async for batch in stream:
-            await on_batch(batch)
-
-    # Without Faust's acknowledgements: what may be committed is what lanes report as applied.
-    channel = app.topic(topic, schema=BatchSchema(), acks=False)
-    app.agent(channel, name=f"worker.agent.{topic}", concurrency=1)(agent)
-
-
-def run_worker(settings: Settings) -> int:
-    """Run until SIGTERM or a crash. Returns the exit code; after a crash the last line on stderr says why.
-
-    Raises:
-        TopicError: Kafka does not answer, or a topic is not as it has to be; nothing was started.
-    """
-    findings = ensure_topics(settings)
-    if findings:
-        raise TopicError(" ".join(findings))
-    with tempfile.TemporaryDirectory(prefix="shelfcast-worker-") as data:
-        app = create_app(settings, Path(data))
-        process = faust.Worker(app, loglevel="INFO", quiet=True)
-        for library in ("faust", "mode", "aiohttp"):
-            logging.getLogger(library).setLevel(logging.WARNING)  # their INFO tells of each service's start and stop
-        logging.getLogger("mode.timers").setLevel(logging.ERROR)  # a commit waits while Kafka is away, which is told
-        # Fetched records are objects that Python's collector follows. Looking at them every 700, its default, took a
-        # quarter of the processor time of ingest.
-        gc.freeze()
-        gc.set_threshold(_COLLECT_EVERY, 50, 1_000)
-        code = 0
-        try:
-            process.execute_from_commandline()
-        except SystemExit as end:
-            code = int(end.code or 0)
-    reason = process.crash_reason or app.crash_reason
-    if reason is not None:
-        click.echo(f"error: {reason}", err=True)
-        return 1
-    return code

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from feature_store.recording_files import Recording, RecordingError
 from feature_store.store import StoreError
+from worker.backtest_alerts import alerts_line
 from worker.backtest_changes import Changes, compare
 from worker.backtest_lanes import LaneJob
 from worker.backtest_models import NONE
@@ -108,6 +109,9 @@ def command(**arguments: Any) -> None:
         raise BacktestError(str(error)) from error
     if any(variant["accuracy"] for variant in summary["variants"]):
         console.print(accuracy_table(summary))
+    for variant in summary["variants"]:
+        if variant["alerts"]["raised"]:
+            console.print(f"{variant['label']}: {alerts_line(variant['alerts'])}")
     console.print(f"Written to {options.output}: backtest.json, report.html")
 
 

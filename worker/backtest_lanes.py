@@ -18,19 +18,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feature_store.clock_ticks import DEFAULT_INTERVAL_MS, TickRules, ticks
+from feature_store.lane_totals import FIRST_LANE
 from feature_store.recording_files import Headers, Merged, Recording
 from feature_store.store import FeatureStore
 from forecaster.inputs import ModelInputs
 from worker.aside import Message
+from worker.backtest_alerts import as_alert
+from worker.backtest_arrivals import ShopArrivals
 from worker.errors import BacktestError
 from worker.forecast_messages import Reply
 from worker.global_calendar import CalendarLists
 from worker.lane import Lane
 from worker.recorded_snapshot import calendar_of
 from worker.records import FetchedMessage, Records
-from worker.rules import forecast_rules, lane_rules
+from worker.rules import forecast_rules, lane_rules, watch_rules
 from worker.scheduler import Finish, Scheduler
+from worker.schemas import Alert
 from worker.settings import Settings
+from worker.silence_watch import SilenceWatch
 
 # While nothing is forecast there is no need to stop at ticks; this many records of a lane are few enough for memory
 # and enough for the cost of a step not to matter.
@@ -69,12 +74,14 @@ class LaneJob:
 
 class LanesRun(NamedTuple):
     """What came of a run; `set_aside` counts messages by the topic they would have gone to. `filling_s` are the seconds
-    until the first tick at which something could be forecast."""
+    until the first tick at which something could be forecast. `alerts` are of streams; those of items are an
+    evaluator's."""
 
     events: int
     ticks: int
     set_aside: dict[str, int]
     filling_s: float
+    alerts: list[Alert]
 
 
 class _Recorded(NamedTuple):
@@ -179,6 +186,10 @@ class _Run:
         self._filling_s = 0.0
         self._waiting: dict[int, dict[str, _Waiting]] = {p: {} for p in job.partitions}
         self._waiting_records = 0
+        self._alerts: list[Alert] = []
+        self._arrivals: ShopArrivals | None = None
+        self._watch: SilenceWatch | None = None
+        self._newest_ms: dict[str, int] = {}
         self._calendar = CalendarLists(job.settings.topic_calendar_global)
         self._read_calendar()
 
@@ -196,17 +207,20 @@ class _Run:
             ),
             self._finish,
         )
+        self._listen_to_streams()
         stretches = self._recording.merged(job.topics(self._recording), partitions=job.partitions, to_ms=job.until_ms)
         tick_ms: int | None = None
         for due in ticks(stretches, job.tick_rules(), job.until_ms):
             if due.rows is not None:
                 self._wait(due.rows)
             tick_ms = due.tick_ms or tick_ms
+            if due.tick_ms is not None and self._arrivals is not None:
+                self._arrivals.advance(due.tick_ms)
             if due.tick_ms is not None and self._stops_at(due.tick_ms):
                 await self._tick(due.tick_ms)
         if tick_ms is not None and self._waiting_records:
             await self._tick(tick_ms)
-        return LanesRun(self._events, self._ticks, dict(self._set_aside), self._filling_s)
+        return LanesRun(self._events, self._ticks, dict(self._set_aside), self._filling_s, self._alerts)
 
     def _forecasts_at(self, tick_ms: int) -> bool:
         return self._finish is not None and (self._job.from_ms is None or tick_ms >= self._job.from_ms)
@@ -230,6 +244,8 @@ class _Run:
         await lane.step(due, tick_ms)
         if self._forecasts_at(tick_ms):
             await self._scheduler.drain(lane)
+        if lane.partition == FIRST_LANE:
+            await self._listen(lane, tick_ms)
         if lane.closed:
             raise BacktestError(f"partition {lane.partition} was taken over: the backtest's Redis is used by others")
 
@@ -255,7 +271,27 @@ class _Run:
                 for due_ms, key, value in zip(rows.due_ms.tolist(), rows.keys, rows.values, strict=True):
                     self._calendar.take(key or b"", value, due_ms)
 
+    def _listen_to_streams(self) -> None:
+        job = self._job
+        rules = watch_rules(job.settings, self._calendar.entries_at)
+        if rules is not None and FIRST_LANE in job.partitions and self._finish is not None:
+            topics = {stream.topic for stream in rules.streams} & set(job.topics(self._recording))
+            self._arrivals = ShopArrivals(self._recording, topics, job.until_ms)
+            self._watch = SilenceWatch(rules, self._store.streams())
+
+    async def _listen(self, lane: Lane, tick_ms: int) -> None:
+        if self._arrivals is None or self._watch is None:
+            return
+        by_hour, newest_ms = self._arrivals.take()
+        self._newest_ms.update(newest_ms)
+        if self._forecasts_at(tick_ms):
+            await self._watch.look_replayed(lane, tick_ms, self._newest_ms)
+        await lane.pass_tick(self._ticks, tick_ms, by_hour)
+
     async def _count_aside(self, topic: str, partition: int, messages: Sequence[Message]) -> None:
+        if topic == self._job.settings.topic_alerts:
+            self._alerts += [as_alert(message.value) for message in messages]
+            return
         self._set_aside[topic] += len(messages)
 
 

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 
 from feature_store.recording_files import Recording
 from worker.backtest_actuals import Actuals, CountingRules, count_actuals
+from worker.backtest_alerts import RaisedAlerts
 from worker.backtest_collector import Collector, Evaluator
 from worker.backtest_keeping import ForecastFile
 from worker.backtest_lanes import LaneJob, LanesRun, run_lanes
 from worker.backtest_models import NONE, calibrated_freqs, load_model
 from worker.backtest_progress import ProgressNote
 from worker.backtest_scores import AccuracySums, SampleItems
-from worker.rules import lane_rules
+from worker.rules import alert_rules, lane_rules
 
 _COLLECT_EVERY = 200_000  # objects: most of what is made here lives until the next tick
 
@@ -66,6 +67,8 @@ def _evaluators(job: ProcessJob, actuals: Actuals) -> dict[str, Evaluator]:
         "accuracy": AccuracySums(),
         "samples": SampleItems(shown, actuals, settings.shop_calendar()),
     }
+    rules = {freq: alert_rules(settings, freq) for freq in freqs if freq in settings.alert_freqs}
+    found["alerts"] = RaisedAlerts(rules, settings.shop_calendar())
     if job.forecasts is not None:
         found["kept"] = ForecastFile(job.forecasts)
     return found

@@ -9,6 +9,7 @@ from typing import Any
 from feature_store.recording_files import Recording
 from forecaster.contract import QUANTILE_LEVELS
 from forecaster.score_sums import ScoreSums
+from worker.backtest_alerts import alerts_summary
 from worker.backtest_changes import Changes
 from worker.backtest_process import ProcessResult
 from worker.backtest_variants import Variant
@@ -57,6 +58,7 @@ def variant_summary(
         "events_per_s": round(events / seconds, 1),
         "forecasts_per_s": round(forecasts / seconds, 1),
         "set_aside": set_aside,
+        "alerts": alerts_summary([alert for r in results for alert in [*r.found.get("alerts", []), *r.lanes.alerts]]),
         "accuracy": [row for (freq, kind), own in sums.items() for row in _accuracy(freq, kind, own)],
         "by_step": {
             freq: {name: [_plain(value) for value in values] for name, values in own.by_step().items()}

@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from feature_store.decoding import Decoded, Reason, Reject, decode, join_decoded
 from feature_store.duplicates import drop_repeats, ids_to_remember, without_ids
 from feature_store.events import EventBatch
+from feature_store.lane_totals import FIRST_LANE, FREQ, HOUR_MS, SHOP_SERIES, arrivals, with_totals
 from feature_store.layout import MAX_KEYS, EventIds
 from feature_store.plan import LaneView, Plan, plan_batch, split_late, watermarks
 from feature_store.store import Batch, Claim, DuplicateEventsError, FeatureStore, FencedError, SumOverflowError
@@ -83,6 +84,7 @@ class Lane(LaneState):
             self._items_of_product.setdefault(item.product_id, []).append(item.item_id)
         self._held = HeldRecords(rules.sources)
         self._told_before: set[str] = set()
+        self.arrived: Mapping[str, int] | None = None  # in the whole shop, up to the last step of a replay
         self._reject_watch = RejectWatch(rules.max_reject_share, rules.reject_window)
 
     async def handle(self, *topics: Records) -> None:
@@ -165,18 +167,34 @@ class Lane(LaneState):
             records = await self._held.take(topic, self.claim.positions.get(topic, 0), next_offset)
             if records is not None:
                 due.append(records)
-        await self.step(due, tick.event_time)  # 2, 3
+        await self.step(due, tick.event_time, tick.arrived)  # 2, 3
         self._raise_if_closed()  # what it left unmade would be made at a later tick, with another cutoff
-        before = self.claim.positions.get(clock_topic, -1)  # 4
-        await self._store.apply(self.claim, Batch({clock_topic: (before, offset + 1)}, {"clock": tick.event_time}))
+        by_hour = {(tick.event_time - 1) // HOUR_MS: tick.arrived} if tick.arrived else {}
+        await self.pass_tick(offset, tick.event_time, by_hour)  # 4
+
+    async def pass_tick(self, offset: int, event_time_ms: int, arrived: Mapping[int, Mapping[str, int]]) -> None:
+        """Move past a tick. `arrived`: by hour and topic how many records have come in the whole shop up to it, since
+        the one before."""
+        clock_topic, sources = self._rules.clock_topic, self._rules.sources
+        by_hour = {hour: {sources[t]: n for t, n in own.items() if t in sources} for hour, own in arrived.items()}
+        sums = arrivals(by_hour) if self.partition == FIRST_LANE else []
+        hour = np.array([max(by_hour, default=0)], dtype=np.int64)
+        batch = Batch(
+            {clock_topic: (self.claim.positions.get(clock_topic, -1), offset + 1)},
+            {"clock": event_time_ms},
+            series=[SHOP_SERIES] if sums else [],
+            sums=sums,
+            oldest_kept={FREQ: hour - self._rules.retention.buckets[FREQ]} if sums else {},
+        )
+        await self._store.apply(self.claim, batch)
         self.claim.positions[clock_topic] = offset + 1
 
-    async def step(self, due: Sequence[Records], event_time_ms: int) -> None:
+    async def step(self, due: Sequence[Records], event_time_ms: int, arrived: Mapping[str, int] | None = None) -> None:
         """Apply exactly these records, of one topic each, move the clock, and have the forecasts made that are due
-        then."""
+        then. `arrived`: by topic what has come in the whole shop meanwhile; None = nobody knows."""
         if due:
             await self._apply(due, event_time_ms)
-        self._clock_ms = max(self._clock_ms, event_time_ms)
+        self._clock_ms, self.arrived = max(self._clock_ms, event_time_ms), arrived
         if self._on_tick is not None:
             await self._on_tick(self)
 
@@ -253,7 +271,7 @@ class Lane(LaneState):
     def _plan(self, parts: Sequence[_Part], watermark_ms: int | None) -> Plan:
         decoded = join_decoded([part.decoded for part in parts])
         view = LaneView(self.claim.items, self._items_of_product, self.claim.products)
-        return plan_batch(decoded, view, self._rules.retention, watermark_ms)
+        return with_totals(plan_batch(decoded, view, self._rules.retention, watermark_ms))
 
     def _ids(self, parts: Sequence[_Part], watermark_ms: int | None) -> list[EventIds]:
         oldest = self._oldest_generations(watermark_ms)

@@ -224,7 +224,7 @@ class LaneState:
         for topic, messages in by_topic.items():
             await self.send(topic, messages)
         if untold:
-            await self._store.told(self.claim, list(untold))
+            await self._store.streams().told(self.claim, list(untold))
 
     async def tell_untold(self) -> None:
         """Send the alerts that the lane's last owner may not have sent, before anything else is said of them."""

@@ -38,6 +38,12 @@ ALERTS = Counter(
     ["kind", "episode_state", "severity"],
     registry=REGISTRY,
 )
+STREAM_SILENCE = Gauge(
+    "shelfcast_stream_silence_s",
+    "Seconds since the last event of a source in the whole shop; of the worker that runs partition 0.",
+    ["source"],
+    registry=REGISTRY,
+)
 SCORED = Counter(
     "shelfcast_scored_steps",
     "Forecast steps whose bucket has closed and which were scored.",

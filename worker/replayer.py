@@ -8,6 +8,7 @@ acknowledges it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -74,6 +75,7 @@ class Replayer:
         self._ticked = ticked
         self._standing = dict(standing or {})
         self._next_offsets: dict[tuple[str, int], int] = {}
+        self._arrived: Counter[str] = Counter()  # by topic, since the last tick
         self._failure: str | None = None
         self.sent = self.ticks = 0
 
@@ -86,6 +88,8 @@ class Replayer:
         names = names or rows.topics
         groups, last = _groups(rows)
         counts = np.bincount(groups, minlength=1)
+        for topic, count in enumerate(np.bincount(rows.topic, minlength=len(names)).tolist()):
+            self._arrived[names[topic]] += count
         expected: dict[int, tuple[str, int, int]] = {}
         keep = None
         for row in last.tolist():
@@ -151,9 +155,11 @@ class Replayer:
             return
         clock, count, keyed, shared = self._ticked
         everywhere = {topic: self.next_offset(topic, 0) for topic in shared}
+        arrived = {topic: self._arrived[topic] for topic in keyed if self._arrived[topic]}
+        self._arrived.clear()
         for partition in range(count):
             own = everywhere | {topic: self.next_offset(topic, partition) for topic in keyed}
-            tick = ClockTick(event_time_ms, {topic: offset for topic, offset in sorted(own.items()) if offset})
+            tick = ClockTick(event_time_ms, {topic: offset for topic, offset in sorted(own.items()) if offset}, arrived)
             self._send_tick(clock, partition, event_time_ms, msgspec.json.encode(tick))
         self.ticks += 1
         self._serve(0)

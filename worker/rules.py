@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from feature_store.events import CalendarEntry
+from feature_store.features import SOURCES
 from feature_store.plan import Retention
 from feature_store.store import Remembered
 from forecaster.inputs import ModelInputs
@@ -18,6 +19,8 @@ from worker.forecast_messages import ForecastRules, Reply
 from worker.lane_state import LaneRules, Send
 from worker.scoring import ScoringRules
 from worker.settings import Settings, stored_buckets, stored_freq
+from worker.silence import SilenceRules, Stream
+from worker.silence_watch import WatchRules
 from worker.transport import murmur2_partition
 
 _HOURS_A_DAY = 24
@@ -115,6 +118,24 @@ def forecast_rules(
         infer=infer,
         model_is_away=model_is_away,
         issued_at_ms=(lambda _: time.time_ns() // 1_000_000) if live else (lambda cutoff_ms: cutoff_ms),
+    )
+
+
+def watch_rules(settings: Settings, entries: Callable[[int], Sequence[CalendarEntry]]) -> WatchRules | None:
+    """Which streams are listened to; None = none are."""
+    known = [Stream(topic, source) for topic, source in settings.input_topics.items() if source in SOURCES]
+    if not settings.silence_sources:
+        return None
+    return WatchRules(
+        streams=[stream for stream in known if stream.source in settings.silence_sources],
+        known=known,
+        topic_alerts=settings.topic_alerts,
+        freq=settings.forecast_freqs[0],
+        partition_count=settings.partition_count,
+        silence=SilenceRules(
+            round(settings.silence_least_s * 1000), round(settings.alert_update_s * 1000), settings.time_zone
+        ),
+        entries=entries,
     )
 
 

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from worker.app import run_worker
+from worker.faust_app import run_worker
 from worker.settings import load_settings
 
 

@@ -83,8 +83,8 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     kind: Annotated[
         str,
         Meta(
-            description="demand_above, demand_below, interest_above, review_below, error_drift, input_drift or "
-            "promotion; others may come"
+            description="demand_above, demand_below, interest_above, review_below, stream_silent, error_drift, "
+            "input_drift or promotion; others may come"
         ),
     ]
     event_time: Annotated[int, Meta(description="event time at which it was found, milliseconds UTC")]
@@ -153,6 +153,10 @@ class ClockTick(msgspec.Struct, frozen=True):
 
     event_time: Milliseconds
     next_offsets: Annotated[dict[str, int], Meta(description="by topic the first offset that is not yet due")]
+    arrived: Annotated[
+        dict[str, int] | None,
+        Meta(description="by topic how many records of all partitions came since the tick before; null = not known"),
+    ] = None
 
 
 PUBLISHED: dict[str, type[msgspec.Struct]] = {

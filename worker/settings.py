@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from feature_store.calendar_time import ShopCalendar, UnknownTimeZoneError
 from feature_store.decoding import DecodeLimits
+from feature_store.features import SOURCES
 from feature_store.layout import STORED_FREQS
 from forecaster.contract import WINDOWS, features_hash
 from worker.errors import SettingsError
@@ -217,6 +218,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     alert_cooldown_h: Annotated[
         float, Meta(ge=0, description="hours after an alert's close in which none is opened for the item")
     ] = 48.0
+    silence_sources: Annotated[
+        tuple[str, ...],
+        Meta(description="orders, clicks, reviews: those whose silence raises an alert; empty = none"),
+    ] = ("orders", "clicks", "reviews")
+    silence_least_s: Annotated[
+        float, Meta(ge=0, description="seconds; shorter silences are none: above how long producers gather events")
+    ] = 900.0
     prediction_length_1h: Annotated[int, Meta(ge=1, description="hourly steps")] = 48
     prediction_length_1d: Annotated[int, Meta(ge=1, description="daily steps")] = 28
     prediction_length_1w: Annotated[int, Meta(ge=1, description="weekly steps")] = 13
@@ -237,11 +245,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     web_port: Annotated[int, Meta(ge=0, le=65535, description="port of /live, /ready and /metrics")] = 6066
 
     def __post_init__(self) -> None:
-        for field in _FREQ_LISTS:
-            for freq in getattr(self, field):
-                allowed = [known for known in WINDOWS if field not in _NOT_BY_WEEK or known != "1w"]
-                if freq not in allowed:
-                    raise ValueError(f"{field}: {freq!r} is not one of {', '.join(allowed)}")
+        self._check_lists()
         for freq in self.forecast_freqs:
             longest = WINDOWS[freq].max_prediction_length
             if self.prediction_length(freq) > longest:
@@ -260,6 +264,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         except UnknownTimeZoneError as error:
             bad_zone = "time_zone" if self.time_zone in str(error) else "location_time_zones"
             raise ValueError(f"{bad_zone}: {error}") from error
+
+    def _check_lists(self) -> None:
+        for field in _FREQ_LISTS:
+            for freq in getattr(self, field):
+                allowed = [known for known in WINDOWS if field not in _NOT_BY_WEEK or known != "1w"]
+                if freq not in allowed:
+                    raise ValueError(f"{field}: {freq!r} is not one of {', '.join(allowed)}")
+        if unknown := sorted(set(self.silence_sources) - set(SOURCES)):
+            raise ValueError(f"silence_sources: {unknown[0]!r} is not one of {', '.join(SOURCES)}")
 
     def prediction_length(self, freq: str) -> int:
         """Steps of a forecast, the running bucket included."""

@@ -7,6 +7,7 @@ going.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import threading
@@ -85,6 +86,20 @@ class KafkaAside:
                 raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"no answer within {_ANSWER_WITHIN_S:g} s"))
             found[partition.topic, partition.partition] = offset
         return found
+
+    async def ends_if_told(self, partitions: Iterable[Partition]) -> dict[Partition, int] | None:
+        """The same without blocking; None when Kafka does not answer."""
+        try:
+            return await asyncio.to_thread(self.ends, partitions)
+        except KafkaException:
+            return None
+
+    async def awaits_record(self, partition: Partition, position: int) -> bool:
+        """`holds_record` without blocking; what can't be read may well be there."""
+        try:
+            return await asyncio.to_thread(self.holds_record, partition, position)
+        except KafkaException:
+            return True
 
     def holds_record(self, partition: Partition, position: int) -> bool:
         """Whether there is a record at `position` or after it. The end alone does not say so: a transaction's mark or

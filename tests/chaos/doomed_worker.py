@@ -1,4 +1,4 @@
-"""A real worker, `worker.app.run_worker`, that ends itself at a crash point.
+"""A real worker, `worker.faust_app.run_worker`, that ends itself at a crash point.
 
 `python -m tests.chaos.doomed_worker SEAM MOMENT PASSAGE SEED`, with a worker's settings in its environment, is what
 `DoomedWorker` runs.
@@ -14,7 +14,7 @@ from itertools import count
 from pathlib import Path
 
 from tests.chaos import seams
-from worker.app import run_worker
+from worker.faust_app import run_worker
 from worker.local_worker import LocalWorker
 from worker.settings import load_settings
 

@@ -30,6 +30,7 @@ from worker.transport import BatchConsumer, murmur2_partition
 
 # The steps of a batch and of a forecast, in their order.
 SEAMS = ("claim", "fetch", "dead letter", "script", "ack", "forecast sent", "forecast stored")
+ALERT_SENT = "alert sent"  # seldom: no crash point that all traffic comes to
 MOMENTS = ("before", "during", "after")
 # Every place where a process can be ended. Only what asks a server lasts long enough to be ended meanwhile.
 PLACES = tuple((s, m) for s in SEAMS for m in MOMENTS if m != "during" or s not in ("fetch", "ack"))
@@ -120,6 +121,8 @@ def arm_worker(trap: Trap) -> None:
 
 def seam_of_send(topic: str) -> str:
     """Which step it is to send to a topic."""
+    if topic.endswith(".alerts.v1"):
+        return ALERT_SENT
     return "dead letter" if topic.endswith((".dlq", ".late")) else "forecast sent"
 
 
