@@ -10,6 +10,7 @@ import msgspec
 
 from feature_store.alert_state import AlertLevels, ItemAlerts
 from feature_store.calendar_time import ShopCalendar
+from feature_store.items import Item, ProductState
 from forecaster.inputs import ModelInputs, ModelOutputs
 from worker.alert_levels import added
 from worker.alert_messages import Sources, alerts_made
@@ -23,6 +24,15 @@ class _LaneMemory(NamedTuple):
 
     items: dict[str, ItemAlerts]
     levels: dict[str, AlertLevels]
+
+
+class _Read(NamedTuple):
+    """What was read of a lane's items, with what is remembered of them here."""
+
+    cutoff_ms: int
+    subjects: list[tuple[Item, ProductState]]
+    alerts: list[ItemAlerts | None]
+    alert_levels: dict[str, AlertLevels]
 
 
 class RaisedAlerts:
@@ -41,9 +51,8 @@ class RaisedAlerts:
             stop = start + len(prepared.read.subjects)
             memory = self._remembered.setdefault((prepared.lane.partition, batch.freq), _LaneMemory({}, {}))
             item_ids = [item.item_id for item, _ in prepared.read.subjects]
-            read = prepared.read._replace(
-                alerts=[memory.items.get(item_id) for item_id in item_ids], alert_levels=memory.levels
-            )
+            states = [memory.items.get(item_id) for item_id in item_ids]
+            read = _Read(prepared.read.cutoff_ms, prepared.read.subjects, states, memory.levels)
             sources = Sources(
                 ModelInputs._make(column[start:stop] for column in batch.inputs),
                 ModelOutputs._make(column[start:stop] for column in batch.outputs),

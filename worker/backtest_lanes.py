@@ -187,9 +187,8 @@ class _Run:
         self._waiting: dict[int, dict[str, _Waiting]] = {p: {} for p in job.partitions}
         self._waiting_records = 0
         self._alerts: list[Alert] = []
-        self._arrivals: ShopArrivals | None = None
+        self._arrivals = ShopArrivals(job.settings.input_topics)
         self._watch: SilenceWatch | None = None
-        self._newest_ms: dict[str, int] = {}
         self._calendar = CalendarLists(job.settings.topic_calendar_global)
         self._read_calendar()
 
@@ -208,14 +207,17 @@ class _Run:
             self._finish,
         )
         self._listen_to_streams()
-        stretches = self._recording.merged(job.topics(self._recording), partitions=job.partitions, to_ms=job.until_ms)
+        # Who listens to the whole shop hears all of it, and ticks as a replay does.
+        partitions = job.partitions if self._watch is None else None
+        stretches = self._recording.merged(job.topics(self._recording), partitions=partitions, to_ms=job.until_ms)
         tick_ms: int | None = None
         for due in ticks(stretches, job.tick_rules(), job.until_ms):
             if due.rows is not None:
+                self._arrivals.add(due.rows)
                 self._wait(due.rows)
             tick_ms = due.tick_ms or tick_ms
-            if due.tick_ms is not None and self._arrivals is not None:
-                self._arrivals.advance(due.tick_ms)
+            if due.tick_ms is not None:
+                self._arrivals.tick(due.tick_ms)
             if due.tick_ms is not None and self._stops_at(due.tick_ms):
                 await self._tick(due.tick_ms)
         if tick_ms is not None and self._waiting_records:
@@ -255,11 +257,13 @@ class _Run:
         starts = np.flatnonzero(np.diff(lane[order], prepend=-1))
         for chosen in np.split(order, starts[1:]):
             topic = rows.topics[int(rows.topic[chosen[0]])]
-            by_topic = self._waiting[int(rows.partition[chosen[0]])]
+            by_topic = self._waiting.get(int(rows.partition[chosen[0]]))
+            if by_topic is None:
+                continue
             if topic not in by_topic:
                 by_topic[topic] = _Waiting(topic)
             by_topic[topic].add(rows, chosen)
-        self._waiting_records += len(rows.keys)
+            self._waiting_records += len(chosen)
 
     def _read_calendar(self) -> None:
         """All of it: it tells by itself what was known when."""
@@ -275,18 +279,13 @@ class _Run:
         job = self._job
         rules = watch_rules(job.settings, self._calendar.entries_at)
         if rules is not None and FIRST_LANE in job.partitions and self._finish is not None:
-            topics = {stream.topic for stream in rules.streams} & set(job.topics(self._recording))
-            self._arrivals = ShopArrivals(self._recording, topics, job.until_ms)
             self._watch = SilenceWatch(rules, self._store.streams())
 
     async def _listen(self, lane: Lane, tick_ms: int) -> None:
-        if self._arrivals is None or self._watch is None:
-            return
-        by_hour, newest_ms = self._arrivals.take()
-        self._newest_ms.update(newest_ms)
-        if self._forecasts_at(tick_ms):
-            await self._watch.look_replayed(lane, tick_ms, self._newest_ms)
-        await lane.pass_tick(self._ticks, tick_ms, by_hour)
+        if self._watch is not None:
+            if self._forecasts_at(tick_ms):
+                await self._watch.look_replayed(lane, tick_ms, self._arrivals.newest_ms())
+            await lane.pass_tick(self._ticks, tick_ms, self._arrivals.take())
 
     async def _count_aside(self, topic: str, partition: int, messages: Sequence[Message]) -> None:
         if topic == self._job.settings.topic_alerts:

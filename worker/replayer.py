@@ -88,8 +88,8 @@ class Replayer:
         names = names or rows.topics
         groups, last = _groups(rows)
         counts = np.bincount(groups, minlength=1)
-        for topic, count in enumerate(np.bincount(rows.topic, minlength=len(names)).tolist()):
-            self._arrived[names[topic]] += count
+        by_topic = np.bincount(rows.topic, minlength=len(names)).tolist()
+        self._arrived.update(dict(zip(names, by_topic, strict=True)))
         expected: dict[int, tuple[str, int, int]] = {}
         keep = None
         for row in last.tolist():

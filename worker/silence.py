@@ -130,8 +130,8 @@ def expected(heard: Heard, now_ms: int, rules: SilenceRules, entries: Sequence[C
     share = (ends - begins) / _HOUR_MS * past.open_share(hours)
     events = float((past.rates(hours) * share).sum())
     pace = math.log(past.spread) / (past.spread - 1)
-    week = np.arange(newest_hour - _WEEK, newest_hour)
-    a_day = float(past.rates(week).sum()) / 7 * pace
+    last_week = heard.counts[max(newest_hour - _WEEK - heard.first_hour, 0) : newest_hour - heard.first_hour]
+    a_day = float(last_week.sum()) / 7 * pace
     return Expected(events, events * pace, math.log(_SELDOM_DAYS * max(a_day, 1.0)))
 
 

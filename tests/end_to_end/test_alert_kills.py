@@ -77,7 +77,7 @@ def test_every_alert_of_workers_that_are_killed_opens_and_closes_once(shop: Shop
 
     for _ in range(30 * _AN_HOUR):
         shop.order(_MUG)
-    for moment in ("before", "during", "after"):
+    for moment in ("before", "after"):
         die(shop, moment)
     workers = [shop.start_worker(web_port=0) for _ in range(2)]
     wait_until(lambda: "open" in states(shop, "demand_above"))
