@@ -110,16 +110,8 @@ PAIRS = {
     "accuracy_messages": {"scoring"},
     "accuracy_windows": {"accuracy_messages", "scoring"},
     "accuracy_reports": {
-        *(
-            "accuracy_messages",
-            "accuracy_windows",
-            "alert_sending",
-            "aside",
-            "drift",
-            "input_drift",
-            "input_sums",
-            "scoring",
-        ),
+        *("accuracy_messages", "accuracy_windows", "alert_sending", "aside", "drift", "input_drift"),
+        *("input_sums", "scoring"),
     },
     "drift": {"accuracy_messages", "cusum", "scoring"},
     "input_drift": {"cusum", "drift", "input_sums"},

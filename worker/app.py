@@ -127,7 +127,10 @@ class Worker(Service):  # type: ignore[misc]
             for freq in settings.forecast_freqs * _ROUNDS_AT_ONCE:
                 self._forecasting.append(asyncio.create_task(self._forecast_forever(freq)))
             self._forecasting.append(asyncio.create_task(self._repeat(_REPORT_S, self._report)))
-_LISTEN_S = 5.0
+            if self._silence is not None:
+                self._forecasting.append(asyncio.create_task(self._repeat(_LISTEN_S, self._listen)))
+            for pause_s, step in contested:
+                self._forecasting.append(asyncio.create_task(self._repeat(pause_s, step)))
 
     def _new_watchdog(self) -> Watchdog:
         loop = asyncio.get_running_loop()

@@ -218,10 +218,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     alert_cooldown_h: Annotated[
         float, Meta(ge=0, description="hours after an alert's close in which none is opened for the item")
     ] = 48.0
-    silence_sources: Annotated[
-        tuple[str, ...],
-        Meta(description="orders, clicks, reviews: those whose silence raises an alert; empty = none"),
-    ] = ("orders", "clicks", "reviews")
+    silence_sources: Annotated[tuple[str, ...], Meta(description="whose silence raises an alert; empty = none")] = (
+        SOURCES
+    )
     silence_least_s: Annotated[
         float, Meta(ge=0, description="seconds; shorter silences are none: above how long producers gather events")
     ] = 900.0
