@@ -260,7 +260,7 @@ BARE_ACCURACY = Accuracy(
         ("replenishment_v1_minimal", BARE_REPLENISHMENT),
         ("alert_v1_full", ALERT),
         ("alert_v1_minimal", BARE_ALERT),
-        ("clock_v1_full", ClockTick(1710504000008, {"shop.orders.v1": 42, "shop.clicks.v1": 0})),
+        ("clock_v1_full", ClockTick(1710504000008, {"shop.orders.v1": 42, "shop.clicks.v1": 0}, {"shop.orders.v1": 7})),
         ("clock_v1_minimal", ClockTick(1710504000008, {})),
     ],
 )

@@ -55,6 +55,6 @@ def test_the_message_of_the_page_has_the_fields_of_the_class() -> None:
 
 def test_the_page_names_every_setting_with_its_default() -> None:
     for field in msgspec.structs.fields(Settings):
-        if field.name.startswith("alert_"):
+        if field.name.startswith(("alert_", "silence_")):
             default = ",".join(field.default) if isinstance(field.default, tuple) else f"{field.default:g}"
             assert re.search(rf"`SHELFCAST_{field.name.upper()}` \| `?{default}`? \|", PAGE), field.name
