@@ -1,7 +1,7 @@
 """Silence: orders, clicks or reviews of the whole shop that have stopped coming. Pure functions.
 
-What was to be expected since the last event is what came in the same local hours of the last three weeks: of three the
-one in the middle, of two the smaller one. Hours in which the shop is closed by its calendar expect nothing, and are
+What was to be expected since the last event is what came in the same local hours of the last three weeks, on average of
+the two in which the fewest came. Hours in which the shop is closed by its calendar expect nothing, and are
 passed over in the past. That a stream is silent for so long by chance has a probability of
 
     spread^(-expected / (spread - 1))
@@ -150,9 +150,8 @@ class _Past:
         """Events to be expected of whole open hours: float64 (hour,); 0 where too few weeks tell of it."""
         before = np.stack([self._at(_weeks_before(hours, weeks, self._zone)) for weeks in range(1, WEEKS + 1)])
         known = np.isfinite(before).sum(axis=0)
-        ordered = np.sort(before, axis=0)  # NaN last
-        middle = np.take_along_axis(ordered, np.maximum((known - 1) // 2, 0)[None], axis=0)[0]
-        return np.asarray(np.where(known >= _FEWEST_WEEKS, middle, 0.0))
+        lowest = np.sort(before, axis=0)[:_FEWEST_WEEKS]  # NaN last
+        return np.asarray(np.where(known >= _FEWEST_WEEKS, lowest.mean(axis=0), 0.0))
 
     def open_share(self, hours: Integers) -> Floats:
         """Part of each hour in which the shop is open: float64 (hour,)."""
