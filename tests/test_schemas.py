@@ -5,8 +5,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from worker.settings import settings_table
-from worker.write_schemas import main, schema_files, with_settings_table
+from worker.write_schemas import main, schema_files, settings_table, with_settings_table
 
 ROOT = Path(__file__).parent.parent
 SCHEMAS = ROOT / "docs" / "schemas"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -218,9 +218,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     alert_cooldown_h: Annotated[
         float, Meta(ge=0, description="hours after an alert's close in which none is opened for the item")
     ] = 48.0
-    silence_sources: Annotated[tuple[str, ...], Meta(description="whose silence raises an alert; empty = none")] = (
-        SOURCES
-    )
+    silence_sources: Annotated[tuple[str, ...], Meta(description="whose silence is an alert; empty = none")] = SOURCES
     silence_least_s: Annotated[
         float, Meta(ge=0, description="seconds; shorter silences are none: above how long producers gather events")
     ] = 900.0
@@ -400,17 +398,3 @@ def _parse(variable: str, text: str, kind: Any) -> Any:
             raise SettingsError(f"{variable}: write name=value,name=value; got {text!r}")
         return {name.strip(): value.strip() for name, _, value in pairs}
     return text
-
-
-def settings_table() -> str:
-    """The settings as a Markdown table, for the README."""
-    lines = ["| variable | default | meaning |", "| --- | --- | --- |"]
-    hints = get_type_hints(Settings, include_extras=True)
-    for info in msgspec.structs.fields(Settings):
-        default = info.default if info.default is not msgspec.NODEFAULT else info.default_factory()
-        meta = next(part for part in get_args(hints[info.name]) if isinstance(part, Meta))
-        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
-        shown = str(shown).lower() if isinstance(shown, bool) else shown
-        value = f"`{shown}`" if shown not in ("", {}) else ""
-        lines.append(f"| `{ENVIRONMENT_PREFIX}{info.name.upper()}` | {value} | {meta.description} |")
-    return "\n".join(lines) + "\n"

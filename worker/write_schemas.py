@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args, get_type_hints
+
+import msgspec
+from msgspec import Meta
 
 from worker.schemas import json_schemas
-from worker.settings import settings_table
+from worker.settings import ENVIRONMENT_PREFIX, Settings
 
 _ROOT = Path(__file__).parent.parent
 _BEGIN, _END = "<!-- settings -->", "<!-- /settings -->"
@@ -18,6 +22,20 @@ _BEGIN, _END = "<!-- settings -->", "<!-- /settings -->"
 def schema_files() -> dict[str, str]:
     """What each file in docs/schemas has to hold."""
     return {f"{name}.json": json.dumps(schema, indent=2) + "\n" for name, schema in json_schemas().items()}
+
+
+def settings_table() -> str:
+    """The settings as a Markdown table, for the README."""
+    lines = ["| variable | default | meaning |", "| --- | --- | --- |"]
+    hints = get_type_hints(Settings, include_extras=True)
+    for info in msgspec.structs.fields(Settings):
+        default = info.default if info.default is not msgspec.NODEFAULT else info.default_factory()
+        meta = next(part for part in get_args(hints[info.name]) if isinstance(part, Meta))
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        shown = str(shown).lower() if isinstance(shown, bool) else shown
+        value = f"`{shown}`" if shown not in ("", {}) else ""
+        lines.append(f"| `{ENVIRONMENT_PREFIX}{info.name.upper()}` | {value} | {meta.description} |")
+    return "\n".join(lines) + "\n"
 
 
 def with_settings_table(text: str) -> str:

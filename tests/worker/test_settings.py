@@ -5,7 +5,8 @@ import pytest
 
 from forecaster.contract import WINDOWS
 from worker.errors import SettingsError
-from worker.settings import Settings, load_settings, settings_table
+from worker.settings import Settings, load_settings
+from worker.write_schemas import settings_table
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
