@@ -53,7 +53,7 @@ _TABLES: dict[str, Callable[[Path, str], SeriesTable]] = {
 }
 
 
-class _Remembered:
+class Remembered:
     """A model that is asked the same twice forecasts once."""
 
     def __init__(self, model: DemandModel) -> None:
@@ -160,7 +160,7 @@ def command(data: Path, model: Path | None, shop: tuple[str, ...], service: str,
     for case in chosen:
         if case.shop not in tables:
             tables[case.shop] = _TABLES[case.shop](data, "1d")
-        remembered = _Remembered(loaded)
+        remembered = Remembered(loaded)
         for equal_shortage in (False, True):
             cases.append(measure(case, tables[case.shop], remembered, service, equal_shortage))
             figures = {"cases": cases}

@@ -79,7 +79,7 @@ def command(
         click.echo(json.dumps([told_of(line) for line in lines], indent=1))
     else:
         for (freq, window), own in groupby(lines, key=lambda line: (line.freq, line.window)):
-            Console().print(_table(freq, window, own))
+            Console().print(lines_table(freq, window, own))
 
 
 def _chosen_freqs(settings: Settings, freqs: tuple[str, ...]) -> list[str]:
@@ -170,7 +170,8 @@ def told_of(line: Line) -> dict[str, Any]:
     }
 
 
-def _table(freq: str, window: Window, lines: Iterable[Line]) -> Table:
+def lines_table(freq: str, window: Window, lines: Iterable[Line]) -> Table:
+    """What `shelfcast accuracy` prints of one frequency and window."""
     title = f"{freq}, {window.days} days from {window.start}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("of", overflow="fold", min_width=6)

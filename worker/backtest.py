@@ -20,11 +20,13 @@ import click
 import msgspec
 from rich.console import Console
 
+from feature_store.accuracy_store import Rows
 from feature_store.recording_files import Recording, RecordingError
 from feature_store.store import StoreError
 from worker.backtest_alerts import alerts_line
 from worker.backtest_changes import Changes, compare
 from worker.backtest_lanes import LaneJob
+from worker.backtest_live_scores import live_summary, live_tables, merged_scores
 from worker.backtest_models import NONE
 from worker.backtest_process import ProcessJob, ProcessResult, run_process
 from worker.backtest_progress import progress_bar
@@ -50,6 +52,7 @@ class BacktestOptions(NamedTuple):
     from_ms: int | None = None
     until_ms: int | None = None
     keep_forecasts: bool = False
+    live_scoring: bool = False
 
 
 class VariantRun(NamedTuple):
@@ -85,6 +88,9 @@ class VariantRun(NamedTuple):
     show_default=True,
     help="Folder for backtest.json and report.html.",
 )
+@click.option(
+    "--live-scoring", is_flag=True, help="Also score as a worker does, to what `shelfcast accuracy` would say."
+)
 @click.option("--keep-forecasts", is_flag=True, help="Keep all forecasts there too, as Parquet.")
 def command(**arguments: Any) -> None:
     """Run RECORDING through the worker's own lanes and score every forecast against what then happened.
@@ -99,6 +105,7 @@ def command(**arguments: Any) -> None:
         from_ms=_to_ms(arguments["since"]),
         until_ms=_to_ms(arguments["until"]),
         keep_forecasts=arguments["keep_forecasts"],
+        live_scoring=arguments["live_scoring"],
     )
     console = Console()
     try:
@@ -142,6 +149,8 @@ def run_backtest(
         runs.append(run_variant(recording, variant, options, shares, keep=keep, bar_console=bar_console))
         if console is not None:
             console.print(f"  {_pace(runs[-1])}")
+            for table in live_tables(_live_scores(runs[-1])):
+                console.print(table)
     summary = {
         "recording": recording_summary(recording, recorded_span_ms(recording, variants[0].settings)),
         "variants": [_summary(run) for run in runs],
@@ -209,7 +218,7 @@ def run_variant(
         kept = [_kept_path(options, variant, n) if keep else None for n in range(len(lanes))]
         with progress_bar(bar_console, Path(folder), len(lanes), shown_ms) as notes:
             jobs = [
-                ProcessJob(job, variant.model, last_ms, path, note)
+                ProcessJob(job, variant.model, last_ms, path, note, options.live_scoring)
                 for job, path, note in zip(lanes, kept, notes, strict=True)
             ]
             results = _run_all(jobs)
@@ -232,7 +241,12 @@ def _kept_path(options: BacktestOptions, variant: Variant, process: int) -> Path
 
 def _summary(run: VariantRun) -> dict[str, Any]:
     sums = merged_sums([result.found["accuracy"] for result in run.results if "accuracy" in result.found])
-    return variant_summary(run.variant, run.results, run.wall_s, sums)
+    summary = variant_summary(run.variant, run.results, run.wall_s, sums)
+    return summary | {"live_accuracy": live_summary(_live_scores(run))}
+
+
+def _live_scores(run: VariantRun) -> dict[str, Rows]:
+    return merged_scores([result.found["live_scores"] for result in run.results if "live_scores" in result.found])
 
 
 def _changes(first: VariantRun, other: VariantRun, options: BacktestOptions) -> Changes | None:

@@ -16,10 +16,11 @@ from worker.backtest_alerts import RaisedAlerts
 from worker.backtest_collector import Collector, Evaluator
 from worker.backtest_keeping import ForecastFile
 from worker.backtest_lanes import LaneJob, LanesRun, run_lanes
+from worker.backtest_live_scores import LiveScores
 from worker.backtest_models import NONE, calibrated_freqs, load_model
 from worker.backtest_progress import ProgressNote
 from worker.backtest_scores import AccuracySums, SampleItems
-from worker.rules import alert_rules, lane_rules
+from worker.rules import alert_rules, lane_rules, scoring_rules
 
 _COLLECT_EVERY = 200_000  # objects: most of what is made here lives until the next tick
 
@@ -27,13 +28,14 @@ _COLLECT_EVERY = 200_000  # objects: most of what is made here lives until the n
 @dataclass(frozen=True)
 class ProcessJob:
     """What one process does. `forecasts`: the Parquet file that keeps them; None = they are not kept. `progress`: where
-    it notes how far it is; None = nobody asks."""
+    it notes how far it is; None = nobody asks. `live_scoring`: whether forecasts are scored as a worker does, too."""
 
     lanes: LaneJob
     model: str
     end_ms: int
     forecasts: Path | None = None
     progress: Path | None = None
+    live_scoring: bool = False
 
 
 class ProcessResult(NamedTuple):
@@ -69,6 +71,8 @@ def _evaluators(job: ProcessJob, actuals: Actuals) -> dict[str, Evaluator]:
     }
     rules = {freq: alert_rules(settings, freq) for freq in freqs if freq in settings.alert_freqs}
     found["alerts"] = RaisedAlerts(rules, settings.shop_calendar())
+    if job.live_scoring:
+        found["live_scores"] = LiveScores(scoring_rules(settings), settings.shop_calendar())
     if job.forecasts is not None:
         found["kept"] = ForecastFile(job.forecasts)
     return found

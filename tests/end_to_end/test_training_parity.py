@@ -3,8 +3,9 @@ tensor that the model was given and every forecast that was published, bit for b
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,14 +19,17 @@ from numpy.typing import NDArray
 from feature_store.calibration_state import ItemCalibration, SegmentLevels
 from feature_store.clock_ticks import ticks
 from feature_store.recording_files import Recording
+from feature_store.store import FeatureStore
 from forecaster.baselines import empirical_forecast
 from forecaster.contract import FREQ_CODES, INPUTS, MODEL_NAME, render_config_pbtxt
 from forecaster.inputs import ModelInputs, ModelOutputs
 from tests.end_to_end.recordings import shop_records
 from tests.end_to_end.shop import PATIENCE_S, Shop
 from tests.worker.recordings import Recorded, write_recording
+from worker.accuracy import merged_rows
 from worker.backtest_collector import Collector, ForecastBatch
 from worker.backtest_lanes import LaneJob, run_lanes
+from worker.backtest_live_scores import LiveScores, live_summary, live_tables, merged_scores
 from worker.backtest_models import BacktestModel
 from worker.backtest_process import actuals_of
 from worker.calibration import added
@@ -34,7 +38,7 @@ from worker.forecast_messages import ForecastRules, Model, forecast_messages
 from worker.lane_state import LaneRead
 from worker.local_stack import LocalRedis, LocalStack
 from worker.local_triton import LocalTriton
-from worker.rules import forecast_rules
+from worker.rules import forecast_rules, scoring_rules
 from worker.schemas import ClockTick
 from worker.settings import Settings
 from worker.topics import ensure_topics, kafka_client_config
@@ -89,6 +93,7 @@ class Live(NamedTuple):
     inputs: dict[str, Counter[bytes]]
     published: dict[bytes, list[bytes]]
     tombstones: int
+    store: Callable[[], FeatureStore]
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +174,7 @@ def _what_came(shop: Shop, given: Path) -> Live:
     for record in records:
         if record.value is not None:
             published.setdefault(record.key, []).append(record.value)
-    return Live(shop.settings, inputs, published, sum(record.value is None for record in records))
+    return Live(shop.settings, inputs, published, sum(record.value is None for record in records), shop.store)
 
 
 def _job(recording: Recording, settings: Settings) -> LaneJob:
@@ -240,6 +245,31 @@ async def test_a_backtests_forecasts_are_those_of_the_live_replay_byte_for_byte(
     await collector.close()
     assert messages.published == live.published
     assert ran.set_aside[settings.topic_forecasts] == live.tombstones > 0
+
+
+async def test_a_backtests_live_scoring_is_that_of_the_live_replay(
+    recording: Recording, live: Live, redis_server: LocalRedis
+) -> None:
+    settings = msgspec.structs.replace(live.settings, redis_url=redis_server.url, namespace="scored-backtest")
+    job = _job(recording, settings)
+    scores = LiveScores(scoring_rules(settings), settings.shop_calendar())
+    model = BacktestModel(_NAME, "1", _empirical, _nothing)
+    collector = Collector(model, actuals_of(job, 0), settings.shop_calendar(), [scores], settings.calibrated_freqs)
+    await run_lanes(job, collector.finish)
+    await collector.close()
+    found, store, deadline = merged_scores([scores.result()]), live.store(), time.monotonic() + PATIENCE_S
+    while True:  # the last forecasts are stored a moment after they were sent
+        expected = {
+            freq: {name: sums for name, sums in rows.items() if name.segment != "inputs"}
+            for freq, rows in (await merged_rows(store, live.settings, _FREQS)).items()
+        }
+        if found == expected:
+            break
+        assert time.monotonic() < deadline, (found, expected)
+    await store.close()
+    assert sum(len(rows) for rows in found.values()) > 5
+    assert {line["freq"] for line in live_summary(found)} == set(_FREQS)
+    assert len(live_tables(found)) == len(_FREQS)
 
 
 async def _empirical(inputs: ModelInputs) -> ModelOutputs:
