@@ -131,8 +131,8 @@ def _before_tuning(question: Question, contestant: Contestant) -> dict[str, floa
         means, sums = means + float(answer.rate.sum()) * horizon, sums + float(demand.sum())
         inside.append(float((miss <= 0).mean()))
         losses.append(float((weight * np.maximum(_LEVEL * miss, (_LEVEL - 1) * miss)).mean()))
-    told = {"bias": means / sums - 1, "inside_95": np.mean(inside), "loss_95": np.mean(losses)}
-    return {name: round(float(value), 4) for name, value in told.items()}
+    told = {"bias": means / sums - 1, "inside_95": float(np.mean(inside)), "loss_95": float(np.mean(losses))}
+    return {name: round(value, 4) for name, value in told.items()}
 
 
 @click.command()
