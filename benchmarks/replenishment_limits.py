@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import click
@@ -131,7 +132,7 @@ def _before_tuning(question: Question, contestant: Contestant) -> dict[str, floa
         means, sums = means + float(answer.rate.sum()) * horizon, sums + float(demand.sum())
         inside.append(float((miss <= 0).mean()))
         losses.append(float((weight * np.maximum(_LEVEL * miss, (_LEVEL - 1) * miss)).mean()))
-    told = {"bias": means / sums - 1, "inside_95": float(np.mean(inside)), "loss_95": float(np.mean(losses))}
+    told = {"bias": means / sums - 1, "inside_95": fmean(inside), "loss_95": fmean(losses)}
     return {name: round(value, 4) for name, value in told.items()}
 
 
