@@ -65,6 +65,15 @@ class ClusterClient:
     async def hgetall(self, key: str) -> Any:
         return await self.execute_command("HGETALL", key)
 
+    async def hmget(self, key: str, fields: list[str]) -> Any:
+        return await self.execute_command("HMGET", key, *fields)
+
+    async def hset(self, key: str, field: str, value: str) -> Any:
+        return await self.execute_command("HSET", key, field, value)
+
+    async def hdel(self, key: str, *fields: str) -> Any:
+        return await self.execute_command("HDEL", key, *fields)
+
     async def eval(self, script: str, key_count: int, *keys_and_arguments: Any) -> Any:
         return await self.execute_command("EVAL", script, key_count, *keys_and_arguments)
 
