@@ -14,10 +14,14 @@ looked at as often as one likes: the chance that it ever passes c is at most 1 /
 A detector adds up its logarithm bucket by bucket and begins anew where that falls below 0 (CUSUM, Page 1954,
 "Continuous inspection schemes"; as an e-detector in Shin, Ramdas and Rinaldo 2023, "E-detectors: a nonparametric
 framework for sequential change detection"): all windows that end now are looked at in one number. It leaves 0 at an
-event only, and from there it passes ln c with a chance of about 1 / c: of a day in which n events are expected the
-chance of a false alarm is about n / 2c, half of the events finding it at 0 (Siegmund 1985, "Sequential analysis", has
-the constant for large n). `strength` is the logarithm of c less that of n / 2, so that of a level a it must pass ln 1/a
-whether an item sells once a week or a hundred times a day. Detectors of a kind are averaged.
+event only, and from there it passes ln c with a chance of about 1 / c. `strength` is the logarithm of the mean of a
+kind's detectors, by their weights, over the number of such runs that an item has in a day; at a level a it must pass
+ln 1/a.
+
+By how much days differ (`spread_of`): a day with n events expected, whose true rate is off by a factor with a
+coefficient of variation v, has a variance of n + v² n² (a negative binomial as a mixture of Poisson laws). So no item
+has many more chances of a false alarm than others, however much it sells: runs of evidence begin about as often as
+events that tell something new, n over the spread, at most 1 / v² times a day.
 
 Ratings have a past mean instead of a forecast. With dissatisfaction y = (5 - rating) / 4 of past mean p,
 exp(θ Σ y) / (1 + p (e^θ - 1))^n has a mean of at most 1 whatever the distribution of ratings (Hoeffding 1963,
@@ -42,27 +46,31 @@ LINES, UNITS, CARTS, VIEWS, RATINGS = range(len(CHANNELS))
 
 
 class Detector(NamedTuple):
-    """What one detector looks for: `ratio` times what is expected of a channel."""
+    """What one detector looks for: `ratio` times what is expected of a channel. weight: its share of what is granted
+    to a kind."""
 
     kind: int
     channel: int
     ratio: float
+    weight: float
 
 
 DETECTORS: tuple[Detector, ...] = (
-    *(Detector(0, LINES, ratio) for ratio in (2.0, 5.0)),
-    Detector(0, UNITS, 4.0),
-    *(Detector(1, LINES, ratio) for ratio in (0.5, 0.1)),
-    *(Detector(2, CARTS, ratio) for ratio in (2.0, 5.0)),
-    Detector(2, VIEWS, 3.0),
-    *(Detector(3, RATINGS, ratio) for ratio in (1.5, 2.5)),
+    *(Detector(0, LINES, ratio, 0.45) for ratio in (2.5, 6.0)),
+    Detector(0, UNITS, 4.0, 0.1),  # sizes of orders are too wild to be trusted as much
+    *(Detector(1, LINES, ratio, 0.008) for ratio in (0.5, 0.1)),  # with a full share a third of false alarms
+    *(Detector(2, CARTS, ratio, 1 / 3) for ratio in (2.0, 5.0)),
+    Detector(2, VIEWS, 3.0, 1 / 3),
+    *(Detector(3, RATINGS, ratio, 0.5) for ratio in (1.5, 2.5)),
 )
 KIND_OF: Integers = np.array([detector.kind for detector in DETECTORS], dtype=np.int64)
 CHANNEL_OF: Integers = np.array([detector.channel for detector in DETECTORS], dtype=np.int64)
 _RATIOS: Floats = np.array([detector.ratio for detector in DETECTORS])
-# A forecast is a little off for weeks on end: only what is beyond these factors of it counts as having left it.
-_SLACK: Floats = np.where(_RATIOS > 1, 1.05, 0.95)
+_WEIGHTS: Floats = np.array([detector.weight for detector in DETECTORS])
 _WORST_RATING_SHARE = 0.95
+# Chosen on Online Retail II and dunnhumby, see docs/alerts.md.
+LEAST_SPREAD, _RATE_ERROR = 1.1, 0.25
+_RUNS_A_DAY = 0.25
 _NEGLIGIBLE = 1e-12
 
 
@@ -85,7 +93,7 @@ def tilts_of(spread: Floats, past_dissatisfaction: Floats) -> Tilts:
     own = padded[:, CHANNEL_OF]
     widened = 1 + _RATIOS * (own - 1)
     gain = np.log(_RATIOS * own / widened)
-    cost = _SLACK * np.log(widened / own) / (own - 1)
+    cost = np.log(widened / own) / (own - 1)
     p = past_dissatisfaction[:, None]
     worse = np.minimum(_RATIOS * p, _WORST_RATING_SHARE)
     rating_gain = np.log(worse * (1 - p) / (p * (1 - worse)))
@@ -94,12 +102,17 @@ def tilts_of(spread: Floats, past_dissatisfaction: Floats) -> Tilts:
     return Tilts(np.where(is_rating, rating_gain, gain), np.where(is_rating, rating_cost, cost))
 
 
-def by_kind(evidence: Floats) -> Floats:
-    """Log of the mean of each kind's detectors: float64 (item, kind), from float64 (item, detector)."""
+def strength_of(evidence: Floats) -> Floats:
+    """Strength of each kind: float64 (item, kind), from evidence, float64 (item, detector)."""
     highest = evidence.max(axis=1, keepdims=True)
-    share = np.exp(evidence - highest)
-    means = [share[:, kind == KIND_OF].mean(axis=1) for kind in range(len(KINDS))]
+    share = np.exp(evidence - highest) * _WEIGHTS / _RUNS_A_DAY
+    means = [share[:, kind == KIND_OF].sum(axis=1) for kind in range(len(KINDS))]
     return np.asarray(highest + np.log(np.maximum(np.stack(means, axis=1), 1e-300)))
+
+
+def spread_of(a_day: Floats) -> Floats:
+    """Variance over mean of a day's count, of items that have so many a day: like `a_day`."""
+    return np.asarray(LEAST_SPREAD + _RATE_ERROR**2 * a_day)
 
 
 def tail_probability(count: float, expected: float, spread: float, *, above: bool) -> float:

@@ -20,7 +20,7 @@ from feature_store.alert_state import AlertLevels
 NAME = "items"
 _MILLION = 1_000_000
 _UNKNOWN_COUNT = 1_000  # items taken to be judged while no day has been counted
-_MOST = 0.002  # level of one item and day, whatever has been earned
+_MOST = 0.001  # level of one item and day, whatever has been earned
 
 
 class Budget(NamedTuple):

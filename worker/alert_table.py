@@ -17,12 +17,12 @@ from worker.alert_evidence import (
     CHANNELS,
     DETECTORS,
     KIND_OF,
+    LEAST_SPREAD,
     LINES,
     RATINGS,
     UNITS,
     VIEWS,
     Tilts,
-    by_kind,
     tilts_of,
 )
 from worker.alert_levels import Budget
@@ -32,17 +32,14 @@ Integers = NDArray[np.int64]
 
 LONGEST = 48  # buckets that a window, and the way back to the last look, may be long
 THOUSAND = 1_000
-# Of ItemAlerts.traits: units a line, carts and views a line, the spreads of the four channels of counts, units a day,
-# and the share of them that a drop is measured against.
-UNITS_A_LINE, CARTS_A_LINE, VIEWS_A_LINE, SPREADS, UNITS_A_DAY, USUAL_SHARE = 0, 1, 2, slice(3, 7), 7, 8
-TRAITS = 9
+# Of ItemAlerts.traits: units a line, carts and views a line, the spreads of the four channels of counts, and
+# the share of units a day that a drop is measured against.
+UNITS_A_LINE, CARTS_A_LINE, VIEWS_A_LINE, SPREADS, USUAL_SHARE = 0, 1, 2, slice(3, 7), 7
+TRAITS = 8
 COLUMNS = [FEATURE_INDEX[name] for name in ("order_lines", "units", "add_to_carts", "views")]
 REVIEWS, STARS = FEATURE_INDEX["review_count"], FEATURE_INDEX["rating_sum"]
-_LEAST_CHANCES = 0.02  # false alarms that an item which hardly ever sells has a chance of in a day, at no evidence
-_CHANCES_AN_EVENT = 0.5
 _FEWEST_RATINGS = 10
 _PRIOR_RATINGS, _PRIOR_DISSATISFACTION, _RATING_MARGIN = 4.0, 0.2, 0.03
-_LEAST_SPREAD = 1.1
 
 
 class AlertRules(NamedTuple):
@@ -95,7 +92,8 @@ class Table:
         self.looks, self.rules = looks, rules
         count = len(looks.states)
         gap = np.array([b - s.bucket if s else 0 for b, s in zip(looks.running.tolist(), looks.states, strict=True)])
-        known = np.array([s is not None for s in looks.states], dtype=np.bool_)
+        # A state with other traits is of another version.
+        known = np.array([s is not None and len(s.traits) == TRAITS for s in looks.states], dtype=np.bool_)
         self.kept = known & (gap >= 0) & (gap <= LONGEST)
         self.gap = np.where(self.kept, gap, 0)
         self.fresh = ~known | (gap != 0)
@@ -110,7 +108,6 @@ class Table:
         for i in np.flatnonzero(self.kept).tolist():
             self._take(i, looks.states[i])
         self.tilts = self._tilts()
-        self.chances = self._chances()
 
     def _take(self, i: int, state: ItemAlerts | None) -> None:
         if state is None:
@@ -132,7 +129,7 @@ class Table:
         dissatisfaction = (5 * count - stars) / 4 + _PRIOR_RATINGS * _PRIOR_DISSATISFACTION
         self.dissatisfaction = dissatisfaction / (count + _PRIOR_RATINGS) + _RATING_MARGIN
         self.knows_ratings = count >= _FEWEST_RATINGS
-        return tilts_of(np.maximum(self.traits[:, SPREADS], _LEAST_SPREAD), self.dissatisfaction)
+        return tilts_of(np.maximum(self.traits[:, SPREADS], LEAST_SPREAD), self.dissatisfaction)
 
     def counts(self, ago: int) -> Floats:
         """float64 (item, channel): what was counted so many buckets ago; 0 = in the running one."""
@@ -170,17 +167,6 @@ class Table:
         grown = np.maximum(evidence, 0.0) + gain
         is_known = np.isfinite(grown)
         return Evidence(np.where(is_known, grown, 0.0), np.where(begins | ~is_known, 0, ages))
-
-    def strength(self, evidence: Floats) -> Floats:
-        """Of each kind, less the logarithm of how often a day it could be passed by chance: float64 (item, kind)."""
-        return by_kind(evidence - np.log(self.chances)[:, CHANNEL_OF])
-
-    def _chances(self) -> Floats:
-        """float64 (item, channel): false alarms a day at no evidence."""
-        lines = self.traits[:, UNITS_A_DAY] / self.traits[:, UNITS_A_LINE]
-        events = [lines, lines, *(lines * self.traits[:, trait] for trait in (CARTS_A_LINE, VIEWS_A_LINE))]
-        ratings = np.full(len(lines), 1.0)
-        return np.asarray(np.maximum(_CHANCES_AN_EVENT * np.column_stack([*events, ratings]), _LEAST_CHANCES))
 
     def folded(self) -> Evidence:
         """Evidence up to the begin of the running bucket."""

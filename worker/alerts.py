@@ -27,8 +27,13 @@ from worker.alert_evidence import (
     DETECTORS,
     KIND_OF,
     KINDS,
+    LEAST_SPREAD,
+    LINES,
     RATINGS,
+    UNITS,
+    spread_of,
     spread_of_quantiles,
+    strength_of,
     tail_probability,
 )
 from worker.alert_levels import level_of, levels_in
@@ -104,7 +109,7 @@ def judge(looks: Looks, rules: AlertRules) -> Judged:
     table = Table(looks, rules)
     folded = table.folded()  # 1
     present = table.added(*folded, 0, table.elapsed)  # 2
-    strength = table.strength(np.maximum(present.evidence, 0.0))
+    strength = strength_of(np.maximum(present.evidence, 0.0))
     threshold = -np.log(level_of(levels, rules.budget))
     news, episodes = _episodes(table, present, strength, threshold)  # 3
     is_hot = _is_hot(table, folded.evidence) | _is_hot(table, present.evidence)
@@ -123,7 +128,7 @@ def judge(looks: Looks, rules: AlertRules) -> Judged:
 
 def _is_hot(table: Table, evidence: Floats) -> Booleans:
     """Whether evidence speaks for a change, in an item of which something was expected."""
-    speaks = (table.strength(np.maximum(evidence, 0.0)) >= _HOT).any(axis=1) & (evidence >= _HOT).any(axis=1)
+    speaks = (strength_of(np.maximum(evidence, 0.0)) >= _HOT).any(axis=1) & (evidence >= _HOT).any(axis=1)
     return np.asarray(speaks & np.isfinite(table.expected(0)[:, 0]))
 
 
@@ -142,7 +147,10 @@ def _episodes(
     after: dict[int, list[Episode]] = {}
     for i in sorted({*have, *np.flatnonzero(opens.any(axis=1)).tolist()}):
         state = looks.states[i]
-        if state is None or not table.kept[i]:
+        if state is None:
+            continue
+        if not table.kept[i]:  # nothing was judged for too long
+            news += [one._replace(row=i) for one in withdrawn(state, int(looks.running[i]), looks.cutoff_ms)]
             continue
         teller = _Teller(table, present, strength, i, state)
         news += teller.news(opens[i])
@@ -197,7 +205,7 @@ class _Teller:
         best = int(np.argmax(np.where(kind == KIND_OF, self._present.evidence[row], -np.inf)))
         channel, age = DETECTORS[best].channel, int(self._present.ages[row, best])
         observed, expected = table.window(row, age, channel)
-        spread = 2.0 if channel == RATINGS else max(float(table.traits[row, SPREADS][channel]), 1.1)
+        spread = 2.0 if channel == RATINGS else max(float(table.traits[row, SPREADS][channel]), LEAST_SPREAD)
         tail = tail_probability(observed, expected, spread, above=_ABOVE[kind])
         severity = max(episode.severity, sum(tail <= limit for limit in _SEVERE))
         after = msgspec.structs.replace(
@@ -292,8 +300,12 @@ def _traits(looks: Looks, rows: Integers, per_day: int) -> list[list[int]]:
     past = looks.closed[rows, end - days * per_day : end][:, :, COLUMNS].astype(np.float64)
     by_day = past.reshape(len(rows), days, per_day, len(COLUMNS)).sum(axis=2)  # NaN where the item was not yet sold
     lines, units, carts, views = np.nansum(by_day, axis=1).T
-    spread = _spreads(by_day)
-    spread[:, 1] = spread_of_quantiles(looks.total[rows], _LEVELS, looks.total_mean[rows])
+    measured = _spreads(by_day)
+    supposed = spread_of(np.nan_to_num(by_day).sum(axis=1) / max(days, 1))
+    # Of order lines those steps tell less than what shops have in common; sessions of clicks differ by shop.
+    spread = np.maximum(measured, supposed)
+    spread[:, LINES] = supposed[:, LINES]
+    spread[:, UNITS] = spread_of_quantiles(looks.total[rows], _LEVELS, looks.total_mean[rows])
     some = np.maximum(lines, 1.0)
     a_line = [
         np.where(lines > 0, units / some, 1.0),
@@ -304,7 +316,7 @@ def _traits(looks: Looks, rows: Integers, per_day: int) -> list[list[int]]:
     # After a rush that nobody was told of forecasts are too high: a drop is one only below the median day, too.
     usual = np.median(np.nan_to_num(by_day[:, :, 0]), axis=1) if days else np.zeros(len(rows))
     share = np.minimum(usual * np.maximum(a_line[0], 1 / THOUSAND) / np.maximum(a_day, 1e-3), 1.0)
-    traits = np.column_stack([*a_line, spread, a_day, share])
+    traits = np.column_stack([*a_line, spread, share])
     traits[:, 0] = np.maximum(traits[:, 0], 1 / THOUSAND)
     packed: list[list[int]] = np.rint(np.minimum(traits, _MOST_TRAIT) * THOUSAND).astype(np.int64).tolist()
     return packed
@@ -337,7 +349,7 @@ def _past_ratings(table: Table, row: int, *, learns: bool) -> list[int]:
 
 
 def withdrawn(state: ItemAlerts, running: int, cutoff_ms: int) -> list[News]:
-    """The end of an item's open episodes, which is no longer sold."""
+    """The end of an item's open episodes, with nothing to be said of it any more: it is no longer sold."""
     return [
         News(
             0,

@@ -10,17 +10,19 @@ from scipy import stats
 
 from feature_store.alert_state import AlertLevels
 from worker.alert_evidence import (
+    BELOW,
     CHANNEL_OF,
     DETECTORS,
+    KIND_OF,
     LINES,
     RATINGS,
+    spread_of,
     spread_of_quantiles,
+    strength_of,
     tail_probability,
     tilts_of,
 )
 from worker.alert_levels import Budget, added, level_of, levels_in
-
-_SLACK_ABOVE, _SLACK_BELOW = 1.05, 0.95
 
 
 @pytest.mark.parametrize("spread", [1.1, 1.8, 6.0])
@@ -30,9 +32,8 @@ def test_evidence_has_mean_one_where_the_count_follows_its_forecast_and_grows_wh
     for number, detector in enumerate(DETECTORS):
         if detector.channel == RATINGS:
             continue
-        slack = _SLACK_ABOVE if detector.ratio > 1 else _SLACK_BELOW
         gain, cost = tilts.gain[0, number], tilts.cost[0, number]
-        chances = stats.nbinom(slack * expected / (spread - 1), 1 / spread).logpmf(counts)
+        chances = stats.nbinom(expected / (spread - 1), 1 / spread).logpmf(counts)
         assert np.exp(chances + gain * counts - cost * expected).sum() == pytest.approx(1.0, abs=1e-6)
         assert gain * detector.ratio * expected - cost * expected > 0
 
@@ -62,6 +63,20 @@ def test_the_spread_of_an_exponential_law_is_found_from_its_quantiles() -> None:
     levels = np.concatenate([np.linspace(0.005, 0.975, 400), [0.995]])
     quantiles = -10 * np.log1p(-levels)  # mean 10, variance 100
     assert spread_of_quantiles(quantiles[None], levels, np.array([10.0]))[0] == pytest.approx(10.0, rel=0.05)
+
+
+def test_days_whose_rate_is_off_by_a_quarter_have_the_spread_that_is_supposed() -> None:
+    rng, a_day = np.random.default_rng(5), 40.0
+    days = rng.poisson(a_day * rng.gamma(16.0, 1 / 16, 200_000))
+    assert spread_of(np.array([a_day]))[0] == pytest.approx(days.var() / days.mean(), rel=0.05)
+
+
+def test_demand_below_must_show_more_and_one_strong_detector_of_a_kind_is_enough() -> None:
+    evidence = np.zeros((len(DETECTORS), len(DETECTORS)))
+    np.fill_diagonal(evidence, 20.0)
+    own = strength_of(evidence)[np.arange(len(DETECTORS)), KIND_OF]
+    assert (own > 15).all()
+    assert own[KIND_OF == BELOW].max() < own[KIND_OF != BELOW].min()
 
 
 def test_no_more_false_alerts_are_granted_than_the_share_of_those_opened() -> None:
