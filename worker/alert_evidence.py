@@ -19,7 +19,8 @@ kind's detectors, by their weights, over the number of such runs that an item ha
 ln 1/a.
 
 By how much days differ (`spread_of`): a day with n events expected, whose true rate is off by a factor with a
-coefficient of variation v, has a variance of n + v² n² (a negative binomial as a mixture of Poisson laws). So no item
+coefficient of variation v, has a variance of n + v² n² (a negative binomial as a mixture of Poisson laws), and a share
+w of the day one of w n + v² w² n²: the spread above its least is w times that of the day. So no item
 has many more chances of a false alarm than others, however much it sells: runs of evidence begin about as often as
 events that tell something new, n over the spread, at most 1 / v² times a day.
 
@@ -47,16 +48,18 @@ LINES, UNITS, CARTS, VIEWS, RATINGS = range(len(CHANNELS))
 
 class Detector(NamedTuple):
     """What one detector looks for: `ratio` times what is expected of a channel. weight: its share of what is granted
-    to a kind."""
+    to a kind. window: the share of a day in which such a change shows itself, so that less of how days differ is in it.
+    """
 
     kind: int
     channel: int
     ratio: float
     weight: float
+    window: float = 1.0
 
 
 DETECTORS: tuple[Detector, ...] = (
-    *(Detector(0, LINES, ratio, 0.45) for ratio in (2.5, 6.0)),
+    *(Detector(0, LINES, ratio, 0.45, window) for ratio, window in ((2.5, 0.5), (6.0, 0.15))),
     Detector(0, UNITS, 4.0, 0.1),  # sizes of orders are too wild to be trusted as much
     *(Detector(1, LINES, ratio, 0.008) for ratio in (0.5, 0.1)),  # with a full share a third of false alarms
     *(Detector(2, CARTS, ratio, 1 / 3) for ratio in (2.0, 5.0)),
@@ -67,10 +70,11 @@ KIND_OF: Integers = np.array([detector.kind for detector in DETECTORS], dtype=np
 CHANNEL_OF: Integers = np.array([detector.channel for detector in DETECTORS], dtype=np.int64)
 _RATIOS: Floats = np.array([detector.ratio for detector in DETECTORS])
 _WEIGHTS: Floats = np.array([detector.weight for detector in DETECTORS])
+_WINDOWS: Floats = np.array([detector.window for detector in DETECTORS])
 _WORST_RATING_SHARE = 0.95
 # Chosen on Online Retail II and dunnhumby, see docs/alerts.md.
 LEAST_SPREAD, _RATE_ERROR = 1.1, 0.25
-_RUNS_A_DAY = 0.25
+_RUNS_A_DAY = 0.6
 _NEGLIGIBLE = 1e-12
 
 
@@ -86,11 +90,11 @@ def tilts_of(spread: Floats, past_dissatisfaction: Floats) -> Tilts:
     """Tilts of counts of these spreads.
 
     Args:
-        spread: float64 (item, channel but ratings): variance over mean, above 1.
+        spread: float64 (item, channel but ratings): variance over mean of days, at least LEAST_SPREAD.
         past_dissatisfaction: float64 (item,): mean of (5 - rating) / 4, between 0 and 1.
     """
     padded = np.concatenate([spread, np.full((len(spread), 1), 2.0)], axis=1)
-    own = padded[:, CHANNEL_OF]
+    own = LEAST_SPREAD + (padded[:, CHANNEL_OF] - LEAST_SPREAD) * _WINDOWS
     widened = 1 + _RATIOS * (own - 1)
     gain = np.log(_RATIOS * own / widened)
     cost = np.log(widened / own) / (own - 1)

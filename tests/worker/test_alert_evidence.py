@@ -33,7 +33,8 @@ def test_evidence_has_mean_one_where_the_count_follows_its_forecast_and_grows_wh
         if detector.channel == RATINGS:
             continue
         gain, cost = tilts.gain[0, number], tilts.cost[0, number]
-        chances = stats.nbinom(expected / (spread - 1), 1 / spread).logpmf(counts)
+        own = 1.1 + (spread - 1.1) * detector.window
+        chances = stats.nbinom(expected / (own - 1), 1 / own).logpmf(counts)
         assert np.exp(chances + gain * counts - cost * expected).sum() == pytest.approx(1.0, abs=1e-6)
         assert gain * detector.ratio * expected - cost * expected > 0
 
@@ -100,5 +101,6 @@ def test_detectors_of_orders_find_what_they_are_named_for() -> None:
     tilts = tilts_of(np.full((1, 4), 1.5), np.array([0.2]))
     for number, detector in enumerate(DETECTORS):
         if detector.channel == LINES and detector.ratio > 1:
-            theta = math.log(detector.ratio * 1.5 / (1 + detector.ratio * 0.5))
+            own = 1.1 + 0.4 * detector.window
+            theta = math.log(detector.ratio * own / (1 + detector.ratio * (own - 1)))
             assert tilts.gain[0, number] == pytest.approx(theta)
