@@ -301,7 +301,7 @@ def _traits(looks: Looks, rows: Integers, per_day: int) -> list[list[int]]:
     by_day = past.reshape(len(rows), days, per_day, len(COLUMNS)).sum(axis=2)  # NaN where the item was not yet sold
     lines, units, carts, views = np.nansum(by_day, axis=1).T
     measured = _spreads(by_day)
-    supposed = spread_of(np.nan_to_num(by_day).sum(axis=1) / max(days, 1))
+    supposed = spread_of(np.nansum(by_day, axis=1) / np.maximum(np.isfinite(by_day).sum(axis=1), 1))
     # Of order lines those steps tell less than what shops have in common; sessions of clicks differ by shop.
     spread = np.maximum(measured, supposed)
     spread[:, LINES] = supposed[:, LINES]
