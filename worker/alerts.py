@@ -68,6 +68,7 @@ _FEWEST_CLICKS = 20
 _QUIET_SHARE = 0.05  # a bucket is never expected to hold less than this share of the mean one: nights are not empty
 _WEEK, _HISTORY_DAYS = 7, 56
 _UNTOLD_DAYS = 2  # the last ones, which may be a part of what is to be found, tell nothing of how days differ
+_LESSER_DAY = 0.35  # quantile
 _MOST_TRAIT = 1e9
 _LEVELS: Floats = np.array(QUANTILE_LEVELS)
 
@@ -313,8 +314,8 @@ def _traits(looks: Looks, rows: Integers, per_day: int) -> list[list[int]]:
         np.where(views >= _FEWEST_CLICKS, views / some, 0.0),
     ]
     a_day = looks.mean[rows, 1:].mean(axis=1) * per_day if looks.mean.shape[1] > 1 else looks.mean[rows, 0]
-    # After a rush that nobody was told of forecasts are too high: a drop is one only below the median day, too.
-    usual = np.median(np.nan_to_num(by_day[:, :, 0]), axis=1) if days else np.zeros(len(rows))
+    # After a rush forecasts are too high: a drop is one only below what the item's own lesser days sell, too.
+    usual = np.quantile(np.nan_to_num(by_day[:, :, LINES]), _LESSER_DAY, axis=1) if days else np.zeros(len(rows))
     share = np.minimum(usual * np.maximum(a_line[0], 1 / THOUSAND) / np.maximum(a_day, 1e-3), 1.0)
     traits = np.column_stack([*a_line, spread, share])
     traits[:, 0] = np.maximum(traits[:, 0], 1 / THOUSAND)

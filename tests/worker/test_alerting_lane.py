@@ -158,3 +158,15 @@ async def test_an_alert_is_closed_though_the_lane_comes_back_when_all_is_over(
     sequences = list(dict.fromkeys(alert.sequence for alert in shop.alerts))
     assert sequences == list(range(1, len(sequences) + 1))
     assert (shop.alerts[0].episode_state, shop.alerts[-1].episode_state) == ("open", "close")
+
+
+async def test_an_item_that_stops_selling_is_told_of_within_a_day_once_a_week_and_a_half_of_it_are_known(
+    redis_url: str,
+) -> None:
+    shop = AlertingShop(redis_url, "drop")
+    await weeks_of(shop, [*[1] * 24 * 10, *[0] * 20])
+    await shop.store.close()
+    assert [(a.item_id, a.kind, a.episode_state) for a in shop.alerts[:1]] == [("p0", "demand_below", "open")]
+    assert {a.item_id for a in shop.alerts} == {"p0"}
+    assert shop.alerts[0].event_time > shop.now_ms - 20 * _HOUR_MS
+    assert shop.alerts[0].observed == 0
