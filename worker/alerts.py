@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from feature_store.alert_state import AlertLevels, Episode, ItemAlerts
 from forecaster.contract import QUANTILE_LEVELS
 from worker.alert_evidence import (
+    CARTS,
     CHANNELS,
     DETECTORS,
     KIND_OF,
@@ -31,6 +32,7 @@ from worker.alert_evidence import (
     LINES,
     RATINGS,
     UNITS,
+    VIEWS,
     spread_of,
     spread_of_quantiles,
     strength_of,
@@ -64,6 +66,7 @@ _PRIOR_DAYS, _PRIOR_SPREAD = 3.0, 1.4
 _FORECAST_ERROR = 1.15  # by how much days differ more from their forecast than from the same weekday before
 # Share of days that tell of the spread, and the mean of so many of the lowest squares of a normal variable.
 _CENTRAL, _CENTRAL_MEAN = 0.75, 0.4
+_CLICKS = [CARTS, VIEWS]
 _FEWEST_CLICKS = 20
 _QUIET_SHARE = 0.05  # a bucket is never expected to hold less than this share of the mean one: nights are not empty
 _WEEK, _HISTORY_DAYS = 7, 56
@@ -301,11 +304,9 @@ def _traits(looks: Looks, rows: Integers, per_day: int) -> list[list[int]]:
     past = looks.closed[rows, end - days * per_day : end][:, :, COLUMNS].astype(np.float64)
     by_day = past.reshape(len(rows), days, per_day, len(COLUMNS)).sum(axis=2)  # NaN where the item was not yet sold
     lines, units, carts, views = np.nansum(by_day, axis=1).T
-    measured = _spreads(by_day)
-    supposed = spread_of(np.nansum(by_day, axis=1) / np.maximum(np.isfinite(by_day).sum(axis=1), 1))
-    # Of order lines those steps tell less than what shops have in common; sessions of clicks differ by shop.
-    spread = np.maximum(measured, supposed)
-    spread[:, LINES] = supposed[:, LINES]
+    spread = spread_of(np.nansum(by_day, axis=1) / np.maximum(np.isfinite(by_day).sum(axis=1), 1))
+    # Of order lines, steps between days tell less than what shops have in common; sessions of clicks differ by shop.
+    spread[:, _CLICKS] = np.maximum(spread[:, _CLICKS], _spreads(by_day[:, :, _CLICKS]))
     spread[:, UNITS] = spread_of_quantiles(looks.total[rows], _LEVELS, looks.total_mean[rows])
     some = np.maximum(lines, 1.0)
     a_line = [
