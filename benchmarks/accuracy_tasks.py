@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import accuracy_data as data
+from benchmarks.promotions import dunnhumby_promotions
 from forecaster.contract import NO_COVARIATES, Covariates
 from forecaster.rolling_origins import Integers
 from forecaster.series import SeriesTable
@@ -124,6 +125,12 @@ def dunnhumby(folder: Path, freq: str) -> Task:
     return _shop("dunnhumby", data.dunnhumby_table(folder, "1d"), data.dunnhumby_table(folder, freq))
 
 
+def dunnhumby_promoted(folder: Path, freq: str) -> Task:
+    """The same, promotions being known ahead."""
+    daily, table = (data.dunnhumby_table(folder, one) for one in ("1d", freq))
+    return _shop("dunnhumby_promotions", daily, dunnhumby_promotions(folder).added_to(table))
+
+
 def _shop(name: str, daily: SeriesTable, table: SeriesTable) -> Task:
     """The last eight weeks: two origins of 28 days, or eight of 48 hours, a week apart. Scored are 2,000 items, drawn
     of those that sold on 20 of the last 91 days before the first origin."""
@@ -164,5 +171,8 @@ TASKS: dict[str, Callable[[Path, str], Task]] = {
     "walmart": lambda folder, freq: walmart(folder),
     "online_retail": online_retail,
     "dunnhumby": dunnhumby,
+    "dunnhumby_promotions": dunnhumby_promoted,
 }
-FREQS = {"m5": ("1d",), "walmart": ("1w",), "online_retail": ("1d", "1h"), "dunnhumby": ("1d", "1h")}
+FREQS = {"m5": ("1d",), "walmart": ("1w",)} | dict.fromkeys(
+    ("online_retail", "dunnhumby", "dunnhumby_promotions"), ("1d", "1h")
+)

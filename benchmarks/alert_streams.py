@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from benchmarks.accuracy_data import numbers
+from benchmarks.promotions import Promotions, dunnhumby_promotions
 from feature_store.events import Action, EventBatch
 from forecaster import online_retail
 from forecaster.recorded_series import counted_series
@@ -110,12 +111,18 @@ def dunnhumby_stream(folder: Path) -> Stream:
 
 
 class Shop(NamedTuple):
-    """A stream, and from when to when thresholds are chosen and detectors judged."""
+    """A stream, from when to when thresholds are chosen and detectors judged, and what forecasts know ahead."""
 
     stream: Stream
     tuned_from_ms: int
     judged_from_ms: int
     end_ms: int
+    promotions: Promotions | None = None
+
+    def table(self, stream: Stream) -> SeriesTable:
+        """This one's or a like one's hours, for forecasts."""
+        table = stream.table(self.end_ms)
+        return table if self.promotions is None else self.promotions.added_to(table)
 
 
 def _day_ms(*date: int) -> int:
@@ -133,7 +140,15 @@ def _dunnhumby(folder: Path) -> Shop:
     return Shop(stream, end - 9 * WEEK_MS, end - 5 * WEEK_MS, end)
 
 
-SHOPS: dict[str, Callable[[Path], Shop]] = {"online_retail": _online_retail, "dunnhumby": _dunnhumby}
+def _dunnhumby_promoted(folder: Path) -> Shop:
+    return _dunnhumby(folder)._replace(promotions=dunnhumby_promotions(folder))
+
+
+SHOPS: dict[str, Callable[[Path], Shop]] = {
+    "online_retail": _online_retail,
+    "dunnhumby": _dunnhumby,
+    "dunnhumby_promotions": _dunnhumby_promoted,
+}
 
 
 def spikes_of(stream: Stream, from_ms: int, end_ms: int, seed: int, most: int) -> tuple[list[Spike], Stream]:

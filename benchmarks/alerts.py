@@ -44,10 +44,10 @@ def ours(shop: Shop, stream: Stream, spiked: Stream, model: DemandModel) -> list
     """Openings in the weeks of tuning, in the judged ones, and in those with spikes."""
     tuned, judged, end = shop.tuned_from_ms, shop.judged_from_ms, shop.end_ms
     rules = alert_rules(Settings(), "1h")
-    forecasts = forecasts_of(model, stream.table(end), tuned, end)
+    forecasts = forecasts_of(model, shop.table(stream), tuned, end)
     plain = Run(stream, forecasts, rules, tuned, end)
     before = plain.run(tuned, judged)
-    later = forecasts_of(model, spiked.table(end), judged, end)
+    later = forecasts_of(model, shop.table(spiked), judged, end)
     with_spikes = Run(spiked, later, rules, judged, end)
     with_spikes.follow(plain)
     return [before, plain.run(judged, end), with_spikes.run(judged, end)]

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import click
 
 from benchmarks.accuracy_data import dunnhumby_table, online_retail_table
+from benchmarks.promotions import dunnhumby_promotions
 from benchmarks.report import show
 from forecaster.inputs import ModelInputs, ModelOutputs
 from forecaster.predictor import DemandModel, load_model
@@ -46,10 +47,13 @@ CASES = (
     Case("online_retail", 7, "3:0.5,7:0.3,14:0.2", 4, 5, None),
     Case("dunnhumby", 7, "7", 8, 12, 1_500),
     Case("dunnhumby", 7, "2", 8, 12, 1_500),
+    Case("dunnhumby_promotions", 7, "7", 8, 12, 1_500),
+    Case("dunnhumby_promotions", 7, "2", 8, 12, 1_500),
 )
-_TABLES: dict[str, Callable[[Path, str], SeriesTable]] = {
-    "online_retail": online_retail_table,
-    "dunnhumby": dunnhumby_table,
+TABLES: dict[str, Callable[[Path], SeriesTable]] = {
+    "online_retail": lambda folder: online_retail_table(folder, "1d"),
+    "dunnhumby": lambda folder: dunnhumby_table(folder, "1d"),
+    "dunnhumby_promotions": lambda folder: dunnhumby_promotions(folder).added_to(dunnhumby_table(folder, "1d")),
 }
 
 
@@ -148,7 +152,7 @@ def _less(ours: float | None, other: float | None) -> str:
     help="Folder of the Parquet files.",
 )
 @click.option("--model", type=click.Path(exists=True, file_okay=False, path_type=Path), help="[default: the shipped]")
-@click.option("--shop", type=click.Choice(list(_TABLES)), multiple=True, help="Which shops.  [default: all]")
+@click.option("--shop", type=click.Choice(list(TABLES)), multiple=True, help="Which shops.  [default: all]")
 @click.option("--service", type=click.Choice(["cycle", "fill-rate"]), default="cycle", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="End in one line of JSON.")
 def command(data: Path, model: Path | None, shop: tuple[str, ...], service: str, as_json: bool) -> None:
@@ -159,7 +163,7 @@ def command(data: Path, model: Path | None, shop: tuple[str, ...], service: str,
     chosen = [case for case in CASES if not shop or case.shop in shop]
     for case in chosen:
         if case.shop not in tables:
-            tables[case.shop] = _TABLES[case.shop](data, "1d")
+            tables[case.shop] = TABLES[case.shop](data)
         remembered = Remembered(loaded)
         for equal_shortage in (False, True):
             cases.append(measure(case, tables[case.shop], remembered, service, equal_shortage))

@@ -18,8 +18,7 @@ import click
 import numpy as np
 from scipy import stats
 
-from benchmarks.accuracy_data import dunnhumby_table
-from benchmarks.replenishment import CASES, Remembered
+from benchmarks.replenishment import CASES, TABLES, Remembered
 from benchmarks.report import show
 from forecaster.demand_distribution import Floats
 from forecaster.predictor import load_model
@@ -87,11 +86,11 @@ def _contestants(question: Question, models: Sequence[Path]) -> list[Contestant]
     ]
 
 
-def measure(data: Path, models: Sequence[Path], items: int) -> dict[str, Any]:
+def measure(shop: str, data: Path, models: Sequence[Path], items: int) -> dict[str, Any]:
     """By contestant the cost at 95 %."""
-    case = next(case for case in CASES if case.shop == "dunnhumby")
+    case = next(case for case in CASES if case.shop == shop)
     question = question_of(
-        dunnhumby_table(data, "1d"),
+        TABLES[shop](data),
         {
             **{"review_period": case.review_period, "lead_time": LeadTimeType().convert(case.lead_time, None, None)},
             **{"tuning_weeks": case.tuning_weeks, "weeks": _WEEKS, "service": "cycle", "target": 0.95},
@@ -137,13 +136,14 @@ def _before_tuning(question: Question, contestant: Contestant) -> dict[str, floa
 
 
 @click.command()
+@click.option("--promotions", is_flag=True, help="Models know promotions ahead.")
 @click.option("--data", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder.")
 @click.option("--model", "models", multiple=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--items", default=1_500, show_default=True, help="Drawn at random.")
 @click.option("--json", "as_json", is_flag=True, help="End in one line of JSON.")
-def command(data: Path, models: tuple[Path, ...], items: int, as_json: bool) -> None:
+def command(promotions: bool, data: Path, models: tuple[Path, ...], items: int, as_json: bool) -> None:
     """What ordering costs, and what it would if each item's mean were known."""
-    figures = measure(data, models, items)
+    figures = measure("dunnhumby_promotions" if promotions else "dunnhumby", data, models, items)
     averages = [f"moving average, {window} days" for window in _WINDOWS]
     rows = [
         [

@@ -15,7 +15,8 @@ from benchmarks.report import machine
 NAMES = ("forecast", "latency", "ingest")  # run when none is named
 # These need data files that are not in this repository.
 SHOPS = {
-    f"accuracy_{shop}": ("accuracy", "--dataset", shop) for shop in ("m5", "walmart", "online_retail", "dunnhumby")
+    f"accuracy_{shop}": ("accuracy", "--dataset", shop)
+    for shop in ("m5", "walmart", "online_retail", "dunnhumby", "dunnhumby_promotions")
 }
 SHOPS |= {f"calibration_{shop}": ("calibration", "--dataset", shop) for shop in ("online_retail", "dunnhumby")}
 NEED_DATA = ("replay", "store", "replenishment", *SHOPS)
