@@ -3,7 +3,8 @@
 Beside the contestants of `replenishment` stand: negative binomial demand with a moving average's mean; the mean of two
 contestants' levels; and two that know what nobody can, each item's mean of the very weeks that are judged, with
 negative binomial or Poisson demand around it. No forecast of a level alone can be expected to do better than these.
-A model is given by its folder; it must not have learnt from the last eight weeks, as those of `accuracy` have not. All
+A model is given by its folder; it must not have learnt from the last eight weeks, as those of `accuracy` have not (of
+`--dataset dunnhumby_promotions` for `--promotions`, with which models are told what is promoted). All
 costs are read off the curves at 95 % of cycles without shortage.
 """
 
