@@ -16,7 +16,7 @@ from forecaster.series import SeriesTable
 
 _WEEKS = 53
 _WEIGHED_WEEKS = 20  # which stores weigh how much is told by these, the first
-_HOUR_MS, _WEEK_MS = 3_600_000, 604_800_000
+_WEEK_MS = 604_800_000
 _SECOND_WEEK_MS = int(np.datetime64("2017-01-02T04:00", "ms").astype(np.int64))  # the first one has a day
 
 
