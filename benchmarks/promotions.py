@@ -52,7 +52,11 @@ def dunnhumby_promotions(folder: Path) -> Promotions:
     store_id, store = np.unique(numbers(told["store_id"], "int64")[promoted], return_inverse=True)
     product_id, product = np.unique(numbers(told["product_id"], "int64")[promoted], return_inverse=True)
     weight = np.bincount(np.searchsorted(store_id, lines[np.isin(lines, store_id)]), minlength=len(store_id))
-    shares = np.zeros((len(product_id) + 1, _WEEKS + 1))
-    np.add.at(shares, (product + 1, numbers(told["week"], "int64")[promoted]), (weight / weight.sum())[store])
+    # Some rows are there twice.
+    shape = (len(product_id) + 1, len(store_id), _WEEKS + 1)
+    rows = np.ravel_multi_index((product + 1, store, numbers(told["week"], "int64")[promoted]), shape)
+    product, store, week = np.unravel_index(np.unique(rows), shape)
+    shares = np.zeros((shape[0], shape[2]))
+    np.add.at(shares, (product, week), (weight / weight.sum())[store])
     row_of = {str(one): row for row, one in enumerate(product_id.tolist(), start=1)}
-    return Promotions(row_of, shares.clip(max=1.0).astype(np.float32))
+    return Promotions(row_of, shares.astype(np.float32))

@@ -21,10 +21,10 @@ def _write(folder: Path) -> None:
     lines = {"store_id": [1, 1, 1, 2, 3, 2], "week": [1, 2, 3, 3, 3, 40]}
     sold = pa.table({name: pa.array(values, pa.int32()) for name, values in lines.items()})
     pq.write_table(sold, folder / "dunnhumby_transactions.parquet")
-    told = {"product_id": [7, 7, 7, 8], "store_id": [1, 2, 2, 2], "week": [3, 4, 3, 2]}
+    told = {"product_id": [7, 7, 7, 8, 8], "store_id": [1, 2, 2, 2, 2], "week": [3, 4, 3, 2, 2]}
     columns = {name: pa.array(values, pa.int32()) for name, values in told.items()}
-    columns["display_location"] = pa.array(["0", "A", "0", "9"]).dictionary_encode()
-    columns["mailer_location"] = pa.array(["D", "0", "0", "0"]).dictionary_encode()
+    columns["display_location"] = pa.array(["0", "A", "0", "9", "1"]).dictionary_encode()
+    columns["mailer_location"] = pa.array(["D", "0", "0", "0", "0"]).dictionary_encode()
     pq.write_table(pa.table(columns), folder / "dunnhumby_promotions.parquet")
 
 
