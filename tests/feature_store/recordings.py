@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
-from feature_store.recording_files import Headers, Manifest, RecordColumns, Recording, RecordingWriter, TopicEntry
+from feature_store.recording_files import (
+    Headers,
+    Manifest,
+    Merged,
+    RecordColumns,
+    Recording,
+    RecordingWriter,
+    TopicEntry,
+)
 
 COUNTS = {"clicks": 3, "orders": 2}
 
@@ -52,3 +61,30 @@ def small_recording(path: Path) -> Recording:
             writer.append(columns_of([Row("orders", 1, i, i, 1, b"k", b"v", None) for i in range(n, n + 10)]))
             writer.roll()
     return Recording.open(path)
+
+
+def rows_of(columns: RecordColumns) -> list[Row]:
+    numbers = (columns.offsets.tolist(), columns.timestamps_ms.tolist(), columns.timestamp_types.tolist())
+    texts = (columns.keys, columns.values, columns.headers)
+    return [Row(columns.topic, columns.partition, *row) for row in zip(*numbers, *texts, strict=True)]
+
+
+def merged_rows(stretches: Iterator[Merged]) -> list[tuple[int, Row]]:
+    """Due time and record."""
+    out = []
+    for s in stretches:
+        numbers = (s.topic, s.partition, s.offset, s.timestamps_ms, s.timestamp_types)
+        for due_ms, topic, *rest in zip(
+            s.due_ms.tolist(), *(n.tolist() for n in numbers), s.keys, s.values, s.headers, strict=True
+        ):
+            out.append((due_ms, Row(s.topics[topic], *rest)))
+    return out
+
+
+def stored(path: Path) -> list[Row]:
+    recording = Recording.open(path)
+    assert recording.verify() == []
+    return sorted(
+        (row for topic in recording.topics for columns in recording.columns(topic) for row in rows_of(columns)),
+        key=lambda row: row[:3],
+    )

@@ -8,7 +8,7 @@ import pytest
 
 from feature_store import recording_edit
 from feature_store.recording_files import Cut, Gap, Manifest, Recording, RecordingError, RecordingWriter, TopicEntry
-from tests.feature_store.test_recording_files import Row, columns_of, merged_rows, stored
+from tests.feature_store.recordings import Row, columns_of, merged_rows, stored
 
 PRODUCTS = (b"mug", b"plate", b"b\xc3\xb8rd")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,12 @@ from feature_store import recording_merge, recording_writer
 from feature_store.recording_files import (
     Cut,
     Gap,
-    Merged,
     RecordColumns,
     Recording,
     RecordingWriter,
     TopicEntry,
 )
-from tests.feature_store.recordings import COUNTS, Row, begun, columns_of, small_recording
+from tests.feature_store.recordings import COUNTS, Row, begun, columns_of, merged_rows, small_recording, stored
 
 
 @pytest.fixture(autouse=True)
@@ -32,24 +31,6 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few rows fill row groups and stretches, so that there are many of them."""
     monkeypatch.setattr(recording_writer, "ROW_GROUP_ROWS", 3)
     monkeypatch.setattr(recording_merge, "_ROWS_AT_ONCE", 4)
-
-
-def rows_of(columns: RecordColumns) -> list[Row]:
-    numbers = (columns.offsets.tolist(), columns.timestamps_ms.tolist(), columns.timestamp_types.tolist())
-    texts = (columns.keys, columns.values, columns.headers)
-    return [Row(columns.topic, columns.partition, *row) for row in zip(*numbers, *texts, strict=True)]
-
-
-def merged_rows(stretches: Iterator[Merged]) -> list[tuple[int, Row]]:
-    """Due time and record."""
-    out = []
-    for s in stretches:
-        numbers = (s.topic, s.partition, s.offset, s.timestamps_ms, s.timestamp_types)
-        for due_ms, topic, *rest in zip(
-            s.due_ms.tolist(), *(n.tolist() for n in numbers), s.keys, s.values, s.headers, strict=True
-        ):
-            out.append((due_ms, Row(s.topics[topic], *rest)))
-    return out
 
 
 def naive_merge(rows: list[Row]) -> list[tuple[int, Row]]:
@@ -86,15 +67,6 @@ def fill(writer: RecordingWriter, some: list[list[Row]], roll_after: int = 0) ->
         writer.append(columns_of(rows))
         if roll_after and number % roll_after == 0:
             writer.roll()
-
-
-def stored(path: Path) -> list[Row]:
-    recording = Recording.open(path)
-    assert recording.verify() == []
-    return sorted(
-        (row for topic in recording.topics for columns in recording.columns(topic) for row in rows_of(columns)),
-        key=lambda row: row[:3],
-    )
 
 
 def in_order(some: list[list[Row]]) -> list[Row]:
