@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-import tempfile
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import click
@@ -24,10 +22,16 @@ from worker.transport import BatchSchema, BatchTransport, credentials
 _COLLECT_EVERY = 200_000  # objects
 
 
-def create_app(settings: Settings, data: Path) -> faust.App:
-    """The Faust app of a worker: topics, thin agents, pages; `app.worker_service` is its Worker. `data` is a folder
-    that Faust insists on; nothing of ours is in it."""
-    app = faust.App(
+class _App(faust.App):  # type: ignore[misc]
+    """Without folders for Faust's tables: none are used, and a killed worker would leave its folders behind."""
+
+    def _create_directories(self) -> None:
+        pass
+
+
+def create_app(settings: Settings) -> faust.App:
+    """The Faust app of a worker: topics, thin agents, pages; `app.worker_service` is its Worker."""
+    app = _App(
         settings.namespace,
         broker="aiokafka://" + settings.kafka_bootstrap_servers,
         broker_credentials=credentials(settings),
@@ -43,7 +47,6 @@ def create_app(settings: Settings, data: Path) -> faust.App:
         topic_disable_leader=True,
         topic_allow_declare=False,
         autodiscover=False,
-        datadir=str(data),
         web_host=settings.web_host,
         web_bind=settings.web_host,
         web_port=settings.web_port,
@@ -85,21 +88,20 @@ def run_worker(settings: Settings) -> int:
     findings = ensure_topics(settings)
     if findings:
         raise TopicError(" ".join(findings))
-    with tempfile.TemporaryDirectory(prefix="shelfcast-worker-") as data:
-        app = create_app(settings, Path(data))
-        process = faust.Worker(app, loglevel="INFO", quiet=True)
-        for library in ("faust", "mode", "aiohttp"):
-            logging.getLogger(library).setLevel(logging.WARNING)  # their INFO tells of each service's start and stop
-        logging.getLogger("mode.timers").setLevel(logging.ERROR)  # a commit waits while Kafka is away, which is told
-        # Fetched records are objects that Python's collector follows. Looking at them every 700, its default, took a
-        # quarter of the processor time of ingest.
-        gc.freeze()
-        gc.set_threshold(_COLLECT_EVERY, 50, 1_000)
-        code = 0
-        try:
-            process.execute_from_commandline()
-        except SystemExit as end:
-            code = int(end.code or 0)
+    app = create_app(settings)
+    process = faust.Worker(app, loglevel="INFO", quiet=True)
+    for library in ("faust", "mode", "aiohttp"):
+        logging.getLogger(library).setLevel(logging.WARNING)  # their INFO tells of each service's start and stop
+    logging.getLogger("mode.timers").setLevel(logging.ERROR)  # a commit waits while Kafka is away, which is told
+    # Fetched records are objects that Python's collector follows. Looking at them every 700, its default, took a
+    # quarter of the processor time of ingest.
+    gc.freeze()
+    gc.set_threshold(_COLLECT_EVERY, 50, 1_000)
+    code = 0
+    try:
+        process.execute_from_commandline()
+    except SystemExit as end:
+        code = int(end.code or 0)
     reason = process.crash_reason or app.crash_reason
     if reason is not None:
         click.echo(f"error: {reason}", err=True)

@@ -102,6 +102,18 @@ def test_worker_started_again_goes_on_where_it_was(open_shop: Any) -> None:
     assert after.revision > before.revision
 
 
+def test_killed_worker_leaves_no_files(open_shop: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))  # handed on to the worker
+    shop = open_shop()
+    worker = shop.start_worker()
+    shop.order("mug")
+    shop.forecast("mug", "1d")
+    worker.kill()
+    assert [*temporary.iterdir(), *worker.directory.iterdir()] == []
+
+
 def test_redis_emptied_under_a_worker_is_rebuilt_from_the_topics(open_shop: Any, redis_server: LocalRedis) -> None:
     shop = open_shop()
     worker = shop.start_worker()
